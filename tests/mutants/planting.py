@@ -94,8 +94,9 @@ def _is_noticed(checkout: Path, mutant: Mutant, text: str, number: int) -> bool:
 def _run(checkout: Path, tests: Iterable[str], *options: str, told: tuple[int, ...] = ()) -> int:
     """Pytest's exit code in a copy of the checkout, whose package goes before an installed one.
 
-    What it says is shown if its code is one of ``told``, or is neither that of green nor of red.
+    The patience is for one file of tests; many get more. What it says is shown if its code is one of ``told``, or is neither that of green nor of red.
     """
+    tests = list(tests)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *tests]
     done = subprocess.run(
         command,
@@ -103,7 +104,7 @@ def _run(checkout: Path, tests: Iterable[str], *options: str, told: tuple[int, .
         env={**os.environ, "PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=PATIENCE_S * (1 + len(tests) // 20),
         check=False,
     )
     if done.returncode in told or done.returncode not in (0, RED):
