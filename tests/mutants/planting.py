@@ -94,7 +94,8 @@ def _is_noticed(checkout: Path, mutant: Mutant, text: str, number: int) -> bool:
 def _run(checkout: Path, tests: Iterable[str], *options: str, told: tuple[int, ...] = ()) -> int:
     """Pytest's exit code in a copy of the checkout, whose package goes before an installed one.
 
-    The patience is for one file of tests; many get more. What it says is shown if its code is one of ``told``, or is neither that of green nor of red.
+    The patience is for a few files of tests; many get more. What it says is shown if its code is
+    one of ``told``, or is neither that of green nor of red.
     """
     tests = list(tests)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *tests]
