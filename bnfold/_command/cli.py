@@ -174,8 +174,8 @@ def fold(
     if output_dir is not None:
         from bnfold._command.registry import fold_all
 
-        writing = ("output", "in_place", "report")
-        options.refuse(context, writing, "--output-dir writes many files")
+        single = ("output", "in_place", "report")
+        options.refuse(context, single, "--output-dir writes many files")
         options.refuse(context, ("page",), "with --output-dir say --pages: a page for each model")
         if no_verify:
             options.refuse(context, options.NAMES, "nothing is compared with --no-verify")

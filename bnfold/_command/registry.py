@@ -72,7 +72,7 @@ def _tell_programs(registry: Registry, reports: Sequence[Report], form: str) -> 
         show_lines(list(forms.markdown(told)))
     else:
         summarize_step(list(forms.markdown(told)))
-        show_lines(forms.annotations(reports))
+        show_lines(forms.annotated(reports))
 
 
 def run_all(

@@ -265,7 +265,7 @@ class EndToEnd:
         told = [(f"{c.output} on {c.inputs} inputs", c.ratio, c.status) for c in far]
         measured = [(name, ratio, status) for name, ratio, status in told if ratio is not None]
         layers = [layer.distance for layer in self.proof.layers] if self.proof else []
-        picture = sketch.bars(measured, [d for d in layers if d is not None])
+        picture = sketch.bars(measured, layers)
         table = html_table(header, rows) if rows else ""
         return f"<p>verification: <b>{self.status}</b></p>{picture}{table}" + "".join(
             f"<p>{escape(line)}</p>" for line in said

@@ -63,7 +63,7 @@ def junit(reports: Sequence[Report]) -> str:
     )
 
 
-def annotations(reports: Sequence[Report]) -> list[str]:
+def annotated(reports: Sequence[Report]) -> list[str]:
     """GitHub's annotations: one for each model that did not pass, as many as GitHub shows."""
     found = [
         ci.annotation(_place(each.model), "", [_finding(each, _told(each.code)[1])])

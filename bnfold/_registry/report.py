@@ -15,7 +15,9 @@ from bnfold._system import paths
 SCHEMA = "bnfold.run/1"
 ENDING, PAGE_ENDING = ".report.json", ".report.html"
 """What the names of a report and a page have behind that of the model, in an output folder."""
-Status = Literal["done", "error", "crashed", "killed", "out of memory", "timeout", "interrupted"]
+Status = Literal[
+    "done", "error", "not written", "crashed", "killed", "out of memory", "timeout", "interrupted"
+]
 """How the work on a model ended; only what is done has a verdict."""
 
 

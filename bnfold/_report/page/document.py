@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from bnfold._pipeline.outcome import Outcome
     from bnfold._proof.evidence import Certificate
     from bnfold._relation.proof import Proof
-    from bnfold._report.page.witness import Place, Witness
+    from bnfold._report.page.changes import Place
+    from bnfold._report.page.witness import Witness
 
 
 @dataclass(frozen=True)
