@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from bnfold._core.index_maps import Map
 from bnfold._core.laws import Edit, Form, Law, Maps, Numbers, Way, not_carried
 from bnfold._core.limits import Limits
 from bnfold._core.reasons import Reason, Refusal
+from bnfold._system.records import record
 
 # Largest offset of a HardSigmoid, and what a few operations in float64 may lose.
 _CANCELLING = 3.0
@@ -25,7 +26,7 @@ _LOST = 8 * float(np.finfo(np.float64).eps)
 _OTHER = {"min": "max", "max": "min"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Homogeneous(Law):
     """Relu, LeakyRelu, PRelu, Abs: ``f(s·x) = s·f(x)`` element by element for every s > 0.
 
@@ -61,7 +62,7 @@ class Homogeneous(Law):
             raise not_carried("the shift does not pass")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Converted(Law):
     """Cast between two floating-point types, of which ``wide`` holds every number of ``narrow``;
     ``widens``: what it puts out is the wide one.
@@ -110,7 +111,7 @@ class Converted(Law):
         return [Way({0: maps[0]})]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Closed(Law):
     """Tanh, Sigmoid: no map passes."""
 
@@ -125,7 +126,7 @@ class Closed(Law):
         raise not_carried(f"no map passes its {self.kind}")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Quantizing(Law):
     """QuantizeLinear: ``round(x / q) + z`` takes in one s > 0 everywhere, as ``q / s``.
 
@@ -155,7 +156,7 @@ class Quantizing(Law):
         return True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class HardSigmoid(Law):
     """HardSigmoid: ``f(x) = max(0, min(1, α·x + β))`` takes in one s and t everywhere, of any sign.
 
@@ -199,7 +200,7 @@ class HardSigmoid(Law):
         return True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Clipped(Law):
     """Clip, Relu6, Max and Min with a constant: ``A(clip(x, lo, hi)) = clip(A(x), A(lo), A(hi))``
     for s > 0, and ``clip(A(x), A(hi), A(lo))`` for s < 0 where lo ≤ hi.
@@ -332,7 +333,7 @@ class Clipped(Law):
         return Edit({name: _plain(moved(bound)) for name, bound in self._bounds.items()})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Thresholded(Law):
     """ThresholdedRelu, threshold: x where x > θ, else a value v. ``A(f(x; θ, v)) = f(A(x); A(θ),
     A(v))`` for one s > 0 everywhere: then x > θ where A(x) > A(θ).
