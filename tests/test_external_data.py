@@ -225,16 +225,19 @@ def test_symbolic_links_as_model_hubs_make_them(tmp_path):
     assert_same(m, onnx.load(target))
 
 
-def test_data_outside_the_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("location", ["../secret.bin", "secret.bin/", "secret.bin/."])
+def test_data_elsewhere_is_refused(location, tmp_path):
+    """Outside the folder; or below a file, which `pathlib` would take for the file itself."""
     source = saved(two_blocks(), tmp_path / "in")
-    (tmp_path / "in" / "weights.bin").rename(tmp_path / "secret.bin")
+    place = tmp_path / "in" / location if location[0] != "." else tmp_path / "secret.bin"
+    (tmp_path / "in" / "weights.bin").rename(place)
     raw = onnx.load(source, load_external_data=False)
     for t in raw.graph.initializer:
         for e in t.external_data:
             if e.key == "location":
-                e.value = "../secret.bin"
+                e.value = location
     source.write_bytes(raw.SerializeToString())
-    with pytest.raises(Exception, match=r"secret\.bin"):
+    with pytest.raises(bnfold.UsageError, match=r"secret\.bin"):
         bnfold.fold(source, tmp_path / "folded.onnx")
 
 

@@ -198,6 +198,8 @@ def external_path(name: str, location: str, base_dir: Path) -> Path:
     Raises `UsageError` where the location leads out of the model's folder.
     """
     relative = Path(location)
+    if location.endswith(("/", "/.")):  # pathlib would drop it, the system would not.
+        raise UsageError(f"external data of tensor {name!r}: {location!r} is the name of a folder")
     if relative.is_absolute() or ".." in relative.parts:
         raise UsageError(
             f"external data of tensor {name!r}: the location {location!r} leads out of the model's "
