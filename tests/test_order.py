@@ -149,6 +149,13 @@ def test_a_name_that_a_body_has_for_itself_is_none_of_the_graph_around():
     assert in_order(made) is made
 
 
+def test_nodes_of_a_function_come_in_order():
+    nodes = [op("Neg", "t", "y"), op("Abs", "a", "t")]
+    function = helper.make_function("my", "F", ["a"], ["y"], nodes, [helper.make_opsetid("", 17)])
+    made = model(helper.make_node("F", ["x"], ["y"], domain="my"), functions=[function])
+    assert [node.op_type for node in in_order(made).functions[0].node] == ["Abs", "Neg"]
+
+
 UNDEFINED = {
     "an operator": (model(op("Add", "x lost", "y")), "y_add reads"),
     "an operator that nobody reads": (model(op("Abs", "x", "y"), op("Abs", "lost", "z")), "reads"),

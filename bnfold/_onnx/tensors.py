@@ -54,6 +54,11 @@ def width(kind: int) -> int:
         return 0
 
 
+def stored_bytes(tensor: TensorProto) -> int:
+    """How many bytes a tensor's values take; 0 for a type that is not known."""
+    return -(-math.prod(tensor.dims) * width(tensor.data_type) // 8)
+
+
 def read(tensor: TensorProto, base_dir: Path | None) -> Array:
     """The values of a tensor, from raw bytes, typed fields or an external file, in memory.
 
@@ -220,7 +225,7 @@ def _external(tensor: TensorProto, base_dir: Path | None) -> tuple[Path, int, in
             "pass base_dir, the folder of the model"
         )
     path = external_path(tensor.name, location, base_dir)
-    size = -(-math.prod(tensor.dims) * width(tensor.data_type) // 8)
+    size = stored_bytes(tensor)
     if length is not None and length != size:
         raise UsageError(
             f"tensor {tensor.name!r}: external data of {length} bytes, "
