@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import secrets
@@ -110,6 +111,19 @@ def mapped(tensor: TensorProto, base_dir: Path | None) -> Array:
     if tensor.data_location == TensorProto.EXTERNAL:
         return _read_external(tensor, base_dir)
     return read(tensor, base_dir)
+
+
+def let_go(arrays: Iterable[Array]) -> None:
+    """Let the system drop the pages of arrays that are mapped; who looks again reads them again."""
+    for array in arrays:
+        view: Any = array
+        while isinstance(view, np.ndarray) and not isinstance(view, np.memmap):
+            view = view.base
+        only_read = isinstance(view, np.memmap) and view.mode == "r"
+        while only_read and isinstance(view, np.ndarray):
+            view = view.base
+        if only_read and isinstance(view, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            view.madvise(mmap.MADV_DONTNEED)
 
 
 def write(tensor: TensorProto, values: Array) -> None:
