@@ -83,8 +83,9 @@ def proof_of(
         return Proof("not proved", "", "out of memory")
     except Exception as error:
         for side, model in (("original", one), ("folded model", other)):
-            if (why := why_invalid(model)) is not None:
-                return Proof("not proved", "", f"the {side} is not a valid ONNX model: {why}")
+            problem = why_invalid(model)
+            if problem is not None:
+                return Proof("not proved", "", f"the {side} is not a valid ONNX model: {problem}")
         return of_defect(error)
 
 

@@ -57,7 +57,8 @@ def width(kind: int) -> int:
 
 def stored_bytes(tensor: TensorProto) -> int:
     """How many bytes a tensor's values take; 0 for a type that is not known."""
-    return -(-math.prod(tensor.dims) * width(tensor.data_type) // 8)
+    count: int = math.prod(tensor.dims)
+    return -(-count * width(tensor.data_type) // 8)
 
 
 def read(tensor: TensorProto, base_dir: Path | None) -> Array:

@@ -345,8 +345,8 @@ MUTANTS = (
     Mutant(
         "an error of the proof is a defect, whatever the model is",
         "_judge/by_proof.py",
-        "if (why := why_invalid(model)) is not None:",
-        "if (why := None) is not None:",
+        "            problem = why_invalid(model)",
+        "            problem = None",
         "tests/cli/test_mutated.py",
     ),
 )
