@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -344,3 +345,18 @@ def test_data_that_shrink_do_not_end_the_process(what, tmp_path):
     assert code == 0, f"ended with {code}"
     assert told.startswith(f"{path}: external data {path.with_name('weights.bin')} ends before")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["r", "c", "r+"])
+def test_arrays_whose_pages_are_dropped_hold_what_they_held(mode: str, tmp_path: Path) -> None:
+    """What is written into a copy of pages, or into no file at all, would be gone with them."""
+    np.arange(10_000, dtype=np.float32).tofile(tmp_path / "w")
+    array = np.memmap(tmp_path / "w", np.float32, mode, 400, (99, 97))
+    shared = np.frombuffer(mmap.mmap(-1, 4096), np.float32)
+    if mode != "r":
+        array[3] = 7
+    shared[:] = 7
+    before = np.array(array)
+    tensors.let_go([np.asarray(array), np.asarray(array).T[1:], shared, np.ones(3)])
+    assert np.array_equal(array, before)
+    assert (shared == 7).all()
