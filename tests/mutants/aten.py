@@ -76,7 +76,7 @@ MUTANTS = (
         "_aten/opaque.py",
         "                return text_of(held)\n        said",
         "                return ''\n        said",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "draws are one",
@@ -146,7 +146,7 @@ MUTANTS = (
         "_aten/proof.py",
         "    if specs[0].out_spec != specs[1].out_spec:\n",
         "    if False:\n",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "a program that takes fewer sizes is the same",
