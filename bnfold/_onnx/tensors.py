@@ -55,6 +55,12 @@ def width(kind: int) -> int:
         return 0
 
 
+def stored_bytes(tensor: TensorProto) -> int:
+    """How many bytes a tensor's values take; 0 for a type that is not known."""
+    count: int = math.prod(tensor.dims)
+    return -(-count * width(tensor.data_type) // 8)
+
+
 def read(tensor: TensorProto, base_dir: Path | None) -> Array:
     """The values of a tensor, from raw bytes, typed fields or an external file, in memory.
 
@@ -227,6 +233,8 @@ def external_path(name: str, location: str, base_dir: Path) -> Path:
     Raises `UsageError` where the location leads out of the model's folder.
     """
     relative = Path(location)
+    if location.endswith(("/", "/.")):  # pathlib would drop it, the system would not.
+        raise UsageError(f"external data of tensor {name!r}: {location!r} is the name of a folder")
     if relative.is_absolute() or ".." in relative.parts:
         raise UsageError(
             f"external data of tensor {name!r}: the location {location!r} leads out of the model's "
@@ -247,7 +255,7 @@ def _external(tensor: TensorProto, base_dir: Path | None) -> tuple[Path, int, in
             "pass base_dir, the folder of the model"
         )
     path = external_path(tensor.name, location, base_dir)
-    size = -(-math.prod(tensor.dims) * width(tensor.data_type) // 8)
+    size = stored_bytes(tensor)
     if length is not None and length != size:
         raise UsageError(
             f"tensor {tensor.name!r}: external data of {length} bytes, "
