@@ -338,30 +338,30 @@ class Summed(Law):
 
 
 @dataclass(frozen=True)
-class Largest(Law):
-    """Max and Min of branches: ``A(max(a, b)) = max(A(a), A(b))`` for s ≥ 0, so the whole map goes
-    into each of them, and comes out where all carry the same. Exact element by element.
+class Blended(Law):
+    """Mean of branches: ``A(mean(a, b)) = mean(A(a), A(b))``, so the whole map goes into each of
+    them, and comes out where all carry the same. Max and Min keep an order, and ask for s ≥ 0.
     """
 
     aligned: Aligned
+    ordered: bool
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """The map to every input."""
-        _check_order(map_)
-        return [Way({n: self.aligned.back(n, map_) for n in range(len(self.aligned.shapes))})]
+        inputs = range(len(self.aligned.shapes))
+        return self._passed(map_, [self.aligned.back(n, map_) for n in inputs])
 
     def forward(self, maps: Maps) -> list[Way]:
         """The map of all inputs."""
         first, *others = (self.aligned.onto(n, map_) for n, map_ in maps.items())
         if len(maps) < len(self.aligned.shapes) or not all(equal(first, one) for one in others):
             raise not_carried("its inputs do not carry the same map", numbers=True)
-        _check_order(first)
-        return [Way({0: first})]
+        return self._passed(first, [first])
 
-
-def _check_order(map_: Map) -> None:
-    if bool((map_.scale < 0).any()):
-        raise not_carried("a scale is negative")
+    def _passed(self, map_: Map, parts: Iterable[Map]) -> list[Way]:
+        if self.ordered and bool((map_.scale < 0).any()):
+            raise not_carried("a scale is negative")
+        return [Way(dict(enumerate(parts)))]
 
 
 def _joined(parts: Iterable[Map]) -> AffineMap:

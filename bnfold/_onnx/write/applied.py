@@ -77,10 +77,12 @@ class Rewritten:
 
     ``applied`` are the steps. ``relocated`` has the changed tensors from external files, and where
     they lay. ``created`` has the names of new tensors. ``made`` are functions that make the values
-    of changed tensors, where these are not made yet (`tensors.MADE`).
+    of changed tensors, where these are not made yet (`tensors.MADE`). ``marks`` has what the data
+    files were when the model was planned, see `tensors.data_marks`.
     """
 
     applied: list[Applied] = field(default_factory=list)
     relocated: list[Relocated] = field(default_factory=list)
     created: set[str] = field(default_factory=set)
     made: list[Callable[[], Array]] = field(default_factory=list)
+    marks: Mapping[str, str] = field(default_factory=dict)
