@@ -14,7 +14,7 @@ import pytest
 from onnx import external_data_helper, numpy_helper
 
 import bnfold
-from bnfold._onnx import tensors
+from bnfold._onnx import fold, tensors
 
 from .functions import two_calls
 from .graphs import assert_same, bn, check, constants, conv, counts, model, op, rand, run
@@ -153,6 +153,72 @@ def test_a_draft_that_vanishes_takes_no_data_along(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in target.parent.iterdir()} == before
 
 
+@pytest.mark.parametrize("how", ["replaced", "written to", "removed"])
+def test_data_that_change_while_they_are_read(how, tmp_path, monkeypatch):
+    """Between planning and copying: half of the output would be another model's."""
+    source = saved(two_blocks(), tmp_path / "in")
+    data = source.with_name("weights.bin")
+    right = fold.PlannedModel.apply
+
+    def changed(planned, *args):
+        done = right(planned, *args)
+        new = data.read_bytes()[::-1]
+        if how == "written to":
+            data.write_bytes(new)
+        else:
+            data.rename(tmp_path / "elsewhere")
+            if how == "replaced":
+                data.write_bytes(new)
+        return done
+
+    monkeypatch.setattr(fold.PlannedModel, "apply", changed)
+    with pytest.raises(bnfold.UsageError, match=r"weights\.bin.*(changed while|no such file)"):
+        bnfold.fold(source, tmp_path / "in" / "folded.onnx")
+    assert not (tmp_path / "in" / "folded.onnx").exists()
+    left = {path.name for path in (tmp_path / "in").iterdir()}
+    assert left <= {"model.onnx", "weights.bin"}
+
+
+@pytest.mark.parametrize("shared", ["a weight that stays", "another that folds", "a part"])
+@pytest.mark.parametrize("told", [True, False])
+def test_bytes_that_several_tensors_have_are_not_overwritten(shared, told, tmp_path):
+    """Tools write weights that are equal once. What folds into one of them changes no other."""
+    made = model(
+        conv("conv1", "x", "c1", (8, 8, 3, 3)),
+        bn("bn1", "c1", "b1", 8),
+        op("Relu", "b1", "r"),
+        conv("conv2", "r", "c2", (8, 8, 3, 3)),
+        bn("bn2", "c2", "b2", 8) if shared == "another that folds" else op("Relu", "c2", "b2"),
+        op("Add", "b2 small", "y"),
+        x=(1, 8, 8, 8),
+        weights={"small": rand(3, 1, 1, 1)},
+    )
+    source = saved(made, tmp_path / "in", size=4)
+    raw = onnx.load(source, load_external_data=False)
+    other = "small" if shared == "a part" else "conv2.w"
+    places = {t.name: {e.key: e for e in t.external_data} for t in raw.graph.initializer}
+    first = int(places["conv1.w"]["offset"].value) + (16 if shared == "a part" else 0)
+    places[other]["offset"].value = str(first)
+    if not told:  # The length is that of the numbers then.
+        for tensor in raw.graph.initializer:
+            del tensor.external_data[:]
+            for key in ("location", "offset"):
+                tensor.external_data.add(key=key, value=places[tensor.name][key].value)
+    source.write_bytes(raw.SerializeToString())
+    stored = {tensor.name: tensor for tensor in made.graph.initializer}
+    skipped = 16 if shared == "a part" else 0
+    alike = stored["conv1.w"].raw_data[skipped:][: len(stored[other].raw_data)]
+    stored[other].raw_data = alike
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    bnfold.fold(source, target)
+    folded = onnx.load(target, load_external_data=False)
+    for tensor in folded.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(tensors.read(tensor, target.parent), tensor.name))
+    assert counts(folded).get("BatchNormalization", 0) == 0
+    assert_same(made, folded)
+
+
 def test_data_in_a_folder_below(tmp_path):
     m = two_blocks()
     source = saved(m, tmp_path / "in", location="data/w.bin")
@@ -226,16 +292,19 @@ def test_symbolic_links_as_model_hubs_make_them(tmp_path):
     assert_same(m, onnx.load(target))
 
 
-def test_data_outside_the_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("location", ["../secret.bin", "secret.bin/", "secret.bin/."])
+def test_data_elsewhere_is_refused(location, tmp_path):
+    """Outside the folder; or below a file, which `pathlib` would take for the file itself."""
     source = saved(two_blocks(), tmp_path / "in")
-    (tmp_path / "in" / "weights.bin").rename(tmp_path / "secret.bin")
+    place = tmp_path / "in" / location if location[0] != "." else tmp_path / "secret.bin"
+    (tmp_path / "in" / "weights.bin").rename(place)
     raw = onnx.load(source, load_external_data=False)
     for t in raw.graph.initializer:
         for e in t.external_data:
             if e.key == "location":
-                e.value = "../secret.bin"
+                e.value = location
     source.write_bytes(raw.SerializeToString())
-    with pytest.raises(Exception, match=r"secret\.bin"):
+    with pytest.raises(bnfold.UsageError, match=r"secret\.bin"):
         bnfold.fold(source, tmp_path / "folded.onnx")
 
 

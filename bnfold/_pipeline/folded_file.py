@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from bnfold._core.preprocessing import Preprocessing
 from bnfold._judge.settings import Settings
 from bnfold._onnx.files.external import runnable, size_on_disk
-from bnfold._onnx.files.load import load_model
+from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile
 from bnfold._onnx.fold import FoldedWeights
 from bnfold._onnx.front.prepending import prepend
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._pipeline.outcome import Progress, RunStatus, Verdict
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from bnfold._run.input_sets import InputSet
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class FoldedFile:
     """A folded file that is not in place yet, and all that is needed to judge it.
 
@@ -85,15 +86,16 @@ class FoldedFile:
                 path = self.started
                 start = load_model(path, lean=True, follow_links=True)
             numbers = Activations(path, self.inputs, self.settings, bounds).numbers
-            certificates = certify(
-                start,
-                after,
-                applied,
-                path.parent if self.started is not None else self.original.parent,
-                self.draft.path.parent,
-                None if by_proof.is_proved(proof) else numbers,
-                bounds,
-            )
+            with understood(start, self.original):
+                certificates = certify(
+                    start,
+                    after,
+                    applied,
+                    path.parent if self.started is not None else self.original.parent,
+                    self.draft.path.parent,
+                    None if by_proof.is_proved(proof) else numbers,
+                    bounds,
+                )
             resting = [
                 RestingFold(certificate.into, certificate.layers)
                 for certificate in certificates

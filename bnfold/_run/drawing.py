@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -27,6 +27,7 @@ from bnfold._run.hints import Hints, pixel_range
 from bnfold._run.input_sets import InputSet, named, port_of_proto, refuse_unfit
 from bnfold._run.nodes import own_inputs
 from bnfold._run.noise import Array
+from bnfold._system.records import record
 
 Role = Literal["batch", "channel", "side", "length"]
 Key: TypeAlias = tuple[str, int]
@@ -55,7 +56,10 @@ _CHOICES: dict[Role, tuple[int, ...]] = {
 }
 _ATTEMPTS = 40
 # How many numbers a set of inputs may hold. Larger sets are proposed only if there are no smaller.
-_LARGEST = 1 << 26
+_LARGEST = 1 << 24
+# How many it may hold in any case; whoever has inputs of more can pass them.
+_MOST = 1 << 28
+_UNTOLD = 10**300
 _WIDEST = 8
 _OTHERS = 4
 _SIDE_STEP = 32
@@ -65,7 +69,7 @@ class UndrawableError(Exception):
     """No inputs can be drawn for this model; the text says why."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class WantedInputs:
     """The kinds of inputs to draw, and the sizes of free dimensions by name.
 
@@ -232,6 +236,10 @@ class InputSource:
             name: given[min(number, len(given) - 1)] for name, given in self._wanted.dims.items()
         }
         sizes = {**sizes, **{(name, -1): size for name, size in asked.items()}}
+        count = self._count(sizes)
+        if count > _MOST and not asked:
+            told = f"{count:.3g}" if count < _UNTOLD else "too many"
+            raise MemoryError(f"inputs of {told} numbers are not drawn; pass real inputs")
         rng = np.random.default_rng([self._seed, number])
         feeds = {spec.name: spec.draw(rng, flavour, sizes) for spec in self._specs}
         return InputSet(" ".join([flavour, *(f"{n}={s}" for n, s in asked.items())]), feeds)
@@ -253,7 +261,7 @@ def refuse_inapplicable(
         refuse_unfit(named(each, ports), ports)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Spec:
     """One graph input. Its free dimensions have no sizes yet."""
 

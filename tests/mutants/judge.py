@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "sessions that differ make a time no less certain",
         "_judge/timing.py",
-        "return Ratio(statistics.median(ordered), min(low, *medians), max(high, *medians))",
-        "return Ratio(statistics.median(ordered), low, high)",
+        "return Ratio(_median(ordered), min(low, *medians), max(high, *medians))",
+        "return Ratio(_median(ordered), low, high)",
         "tests/verify/test_timing.py",
     ),
     Mutant(
@@ -341,5 +341,12 @@ MUTANTS = (
         "self.notes.append(_LEFT_OUT)",
         "pass",
         "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "an error of the proof is a defect, whatever the model is",
+        "_judge/by_proof.py",
+        "            problem = why_invalid(model)",
+        "            problem = None",
+        "tests/cli/test_mutated.py",
     ),
 )

@@ -313,4 +313,11 @@ MUTANTS = (
         "        if True:",
         "tests/verify/test_end_to_end.py",
     ),
+    Mutant(
+        "inputs of any size are drawn",
+        "_run/drawing.py",
+        "if count > _MOST and not asked:",
+        "if False:",
+        "tests/verify/test_drawing.py",
+    ),
 )

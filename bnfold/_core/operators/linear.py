@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,9 +17,10 @@ from bnfold._core.parameters import Entrance, Site
 from bnfold._core.reasons import Reason, past_padding
 from bnfold._core.view import OPAQUE, Absorber, Crossing, InputSide, Opaque
 from bnfold._core.windows import Window, see_zeros
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Convolution(Operator):
     """A convolution, or a ``transposed`` one, of any rank, stride, dilation, padding and group.
 
@@ -75,7 +76,8 @@ class Convolution(Operator):
         ahead = None
         if self.weight.value is not None:
             blocked = self._partial or bias or untyped
-            ahead = InputSide(self.data[0], {self.axis: self.inputs}, None, blocked)
+            odd = bias if _is_odd(self.bias, self.offset) else None
+            ahead = InputSide(self.data[0], {self.axis: self.inputs}, odd, blocked)
         outside = {self.axis: self.outputs}
         return Absorber(
             outside,
@@ -144,7 +146,12 @@ class Convolution(Operator):
         return Reason("zero-padding", self.label, f"{self.label}: {what}", brief=brief)
 
 
-@dataclass(frozen=True, kw_only=True)
+def _is_odd(bias: Operand | None, offset: Operand) -> bool:
+    """Whether a bias has a shape that none can have: nobody knows what its operator computes."""
+    return bias is not None and bias.value is not None and offset.value is None
+
+
+@record(frozen=True, kw_only=True)
 class Product(Operator):
     """A matrix product of data with a constant factor: Gemm, MatMul, Linear.
 
@@ -267,7 +274,9 @@ class Product(Operator):
     def _ahead(self) -> InputSide:
         inside = {} if self.along is None else {self.along: self._shape[self.summed]}
         if self.offset is not None:
-            return InputSide(self.data[0], inside, None, self.offset.missing, rank=self.read)
+            missing = self.offset.missing
+            odd = missing if _is_odd(self.bias, self.offset) else None
+            return InputSide(self.data[0], inside, odd, missing, rank=self.read)
         blocked = None
         if len(self._shape) != 2 or not (self.along is not None or LAST in self.columns):
             message = f"the shift would vary along several axes of what {self.label} puts out"
