@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -71,11 +71,16 @@ def proof_of(
     if not alike_in_ports(one, other) and renamed(one, other) is None:
         why = "the files have other inputs or outputs, or these in another order"
         return Proof("not proved", "", why)
+    return within(lambda watch: prove(one, other, one_dir, other_dir, watch), size, bounds)
+
+
+def within(prove: Callable[[Callable[[], None]], Proof], size: int, bounds: Bounds) -> Proof:
+    """What ``prove`` finds of two models of so many bytes, if it does so within time and memory."""
     now, end = time.monotonic(), bounds.deadline
     seconds = SECONDS if end is None else min(SECONDS, (end - now) / 2)
     watch = _Watch(now + seconds, memory.held() + _FREE + 2 * size)
     try:
-        return prove(one, other, one_dir, other_dir, watch)
+        return prove(watch)
     except (Stopped, UsageError) as error:
         return Proof("not proved", "", str(error))
     except MemoryError:
