@@ -158,7 +158,7 @@ def finished(report: Path, output: Path | None, name: str, identity: Identity) -
         identity.versions,
     ):
         return None
-    if told.status not in ("done", "error") or told.message.startswith("cannot write"):
+    if told.status not in ("done", "error"):
         return None
     is_open = told.status == "error" or told.verdict == "inconclusive"
     if is_open and any(before.bounds.get(n) != identity.bounds.get(n) for n in _LIMITS):

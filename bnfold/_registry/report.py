@@ -15,7 +15,9 @@ from bnfold._system import paths
 SCHEMA = "bnfold.run/1"
 ENDING = ".report.json"
 """What the name of a report has behind that of the model, in an output folder."""
-Status = Literal["done", "error", "crashed", "killed", "out of memory", "timeout", "interrupted"]
+Status = Literal[
+    "done", "error", "not written", "crashed", "killed", "out of memory", "timeout", "interrupted"
+]
 """How the work on a model ended; only what is done has a verdict."""
 
 

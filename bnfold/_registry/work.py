@@ -16,16 +16,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from bnfold._errors import Unwritable, UsageError
 from bnfold._registry import fingerprint
 from bnfold._registry.finding import SUFFIXES
 from bnfold._registry.fingerprint import Option
 from bnfold._registry.index import DATA, PAGE
 from bnfold._registry.places import is_inside
 from bnfold._registry.report import ENDING, Identity, Report, Status, write
-from bnfold._system import paths, scratch
+from bnfold._system import paths, scratch, time_limit
 
-Command = Callable[[list[str]], int]
-"""The command: takes its arguments, prints errors, and gives its exit code."""
+Command = Callable[[list[str]], tuple[int, BaseException | None]]
+"""The command: takes its arguments, prints errors, and gives its exit code and what ended it."""
 
 _NOT_OF_PROGRAMS = frozenset(
     (
@@ -96,7 +97,7 @@ def work(request: Request, command: Command) -> Report:
     if report is not None:  # Else the model would be in place, and nobody would say so.
         report.parent.mkdir(parents=True, exist_ok=True)
         paths.check_writable(report)
-    code, said, details = _run(model, output, options, command)
+    code, error, said, details = _run(model, output, options, command)
     # From here on until the report is in place nothing but SIGKILL ends this process.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if fingerprint.signatures(model) != before:
@@ -104,7 +105,7 @@ def work(request: Request, command: Command) -> Report:
     told = Report(
         request.model,
         request.name,
-        _status(code, said, details),
+        _status(code, error, details),
         code=code,
         message=said,
         seconds=round(time.monotonic() - begun, 3),
@@ -140,8 +141,8 @@ def _in_the_way(request: Request, output: Path, report: Path) -> str:
 
 def _run(
     model: Path, output: Path | None, options: Sequence[Option], command: Command
-) -> tuple[int, str, dict[str, Any] | None]:
-    """The exit code of the command, what it complained of, and what its report says."""
+) -> tuple[int, BaseException | None, str, dict[str, Any] | None]:
+    """The exit code of the command, what ended it, what it complained of, and its report."""
     arguments = [part for option in options for part in option if part is not None]
     kept = sys.stderr
     with scratch.beside(None) as folder:
@@ -151,24 +152,32 @@ def _run(
             arguments += ["-o", str(output)]
         sys.stderr = said = io.StringIO()
         try:
-            code = command([*arguments, "--", str(model)])
+            code, error = command([*arguments, "--", str(model)])
         finally:
             sys.stderr = kept
         details = json.loads(draft.read_bytes()) if draft.exists() else None
     lines = [line for line in said.getvalue().splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error: ")]
-    return code, (errors or lines or [""])[-1][len("error: ") * bool(errors) :], details
+    complaint = (errors or lines or [""])[-1][len("error: ") * bool(errors) :]
+    return code, error, complaint, details
 
 
-def _status(code: int, said: str, details: dict[str, Any] | None) -> Status:
+def _status(
+    code: int, error: BaseException | None, details: dict[str, Any] | None = None
+) -> Status:
     """How a command ended that ended of its own will."""
+    from bnfold._system import memory  # imported late: NumPy comes along
+
     if details is not None:
         return "done"
-    if said == "out of memory":
-        return "out of memory"
-    if said.startswith("time is up"):
+    if code > 128:
+        return "interrupted"
+    if isinstance(error, time_limit.TimeUp):
         return "timeout"
-    return "interrupted" if code > 128 else "error"
+    if isinstance(error, (Unwritable, OSError)):
+        return "not written"
+    is_usage = isinstance(error, UsageError)
+    return "out of memory" if error and not is_usage and memory.ran_out(error) else "error"
 
 
 def _kept(told: Report, identity: Identity, details: dict[str, Any] | None) -> Report:
@@ -201,13 +210,12 @@ def ended(request: Request, status: Status, code: int, why: str, seconds: float)
 
 def failed(request: Request, error: Exception) -> Report:
     """The report on a model for which not even a report could be written."""
-    from bnfold._system import memory  # imported late: NumPy comes along
-
-    if memory.ran_out(error):
-        return Report(request.model, request.name, "out of memory", code=3, message="out of memory")
+    status = _status(2, error)
+    if status == "out of memory":
+        return Report(request.model, request.name, status, code=3, message="out of memory")
     if isinstance(error, OSError):
         place = error.filename or request.report or request.output or request.model
         why = f"cannot write {place}: {paths.why(error)}"
     else:
         why = str(error) or type(error).__name__
-    return Report(request.model, request.name, "error", code=2, message=why)
+    return Report(request.model, request.name, status, code=2, message=why)

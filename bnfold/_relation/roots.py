@@ -36,6 +36,23 @@ def _of(data: Expression, root: int) -> Expression | None:
     return replace(data, terms=(moved,), shift=shift, mass=mass)
 
 
+def transposed(data: Expression, base: int, order: tuple[int, ...]) -> Expression:
+    """The same map of a base that is transposed: ``T·(s·x + t) = T·s · T·x + T·t``."""
+    (term,) = data.terms
+    scale, shift, mass = (_turned(v, order) for v in (term.scale, data.shift, data.mass))
+    error = _turned(np.asarray(term.error), order)
+    return replace(
+        data, terms=(replace(term, base=base, scale=scale, error=error),), shift=shift, mass=mass
+    )
+
+
+def _turned(values: Double, order: tuple[int, ...]) -> Double:
+    if values.size == 1:
+        return values.reshape(())
+    full = values.reshape((1,) * (len(order) - values.ndim) + values.shape)
+    return np.transpose(full, order)
+
+
 Parts = tuple[Double, Double, Double, Double]
 """Scale, its error, shift and mass of a map: numbers, or vectors along the last axis."""
 
@@ -84,18 +101,6 @@ def _moved(data: Expression, made: Expression) -> tuple[int, int] | None:
     plain = read.scale.size == 1 and written.scale.size == 1
     same = plain and read.scale == written.scale and np.array_equal(data.shift, made.shift)
     return (read.base, written.base) if same and data.shift.size == 1 else None
-
-
-def ahead_of(
-    table: Table, data: Expression, order: tuple[int, ...]
-) -> tuple[Expression, tuple[int, ...]] | None:
-    """The tensor that is transposed twice, and the order of both: axis n is axis ``before[n]``."""
-    term = data.map
-    turn = None if term is None else table.turns.get(term.base)
-    root = None if turn is None else _of(data, turn[0])
-    if turn is None or root is None or len(turn[1]) != len(order):
-        return None
-    return root, tuple(turn[1][axis] for axis in order)
 
 
 def note_turn(table: Table, data: Expression, made: Expression, order: tuple[int, ...]) -> None:

@@ -43,7 +43,7 @@ WRONG = {
     "garbage": 'del graph.node[:]; graph.node.add(op_type="Conv", input=["nowhere"], output=["y"])',
 }
 SAID = {
-    "weights": "what it makes is refuted at",
+    "weights": "the result is refuted at",
     "operator": "Tanh",
     "shape": "output y has the shape",
     "type": "output y has another type",
