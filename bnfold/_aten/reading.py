@@ -74,9 +74,7 @@ class Reader:
         self._constants = Constants(self.program, frozenset(), {})
         held = [node for node in self.program.graph.nodes if node.op == "placeholder"]
         # By position: a copy of a program renames nodes that hide a Python name, such as "input".
-        self._placeholders = list(
-            zip(held, self.program.graph_signature.input_specs, strict=True)
-        )
+        self._placeholders = list(zip(held, self.program.graph_signature.input_specs, strict=True))
         given = [n.meta.get("val") for n, s in self._placeholders if s.kind is InputKind.USER_INPUT]
         self.sizes = Sizes(given, self.program.range_constraints)
 

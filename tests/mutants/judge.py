@@ -342,4 +342,18 @@ MUTANTS = (
         "pass",
         "tests/torch/test_judge.py",
     ),
+    Mutant(
+        "weights are refuted in types of few digits",
+        "_pipeline/proved_in_pytorch.py",
+        "        proof = proof.unsure\n",
+        "        pass\n",
+        "tests/torch/test_proved_verdict.py",
+    ),
+    Mutant(
+        "what is not proved passes",
+        "_pipeline/proved_in_pytorch.py",
+        "if by_proof.is_proved(proof) and result.checks:",
+        "if result.checks:",
+        "tests/torch/test_proved_verdict.py tests/torch/test_judge.py",
+    ),
 )

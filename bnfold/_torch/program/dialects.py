@@ -51,7 +51,7 @@ def _misnamed(program: ExportedProgram) -> dict[str, str]:
     (given,) = graph.output_node().args
     pairs = [
         *zip(held, signature.input_specs, strict=True),
-        *zip(given, signature.output_specs, strict=True),  # type: ignore[arg-type]
+        *zip(given, signature.output_specs, strict=True),
     ]
     return {
         node.name: name
