@@ -22,17 +22,22 @@ from bnfold._registry.finding import SUFFIXES
 from bnfold._registry.fingerprint import Option
 from bnfold._registry.index import DATA, PAGE
 from bnfold._registry.places import is_inside
-from bnfold._registry.report import ENDING, Identity, Report, Status, write
+from bnfold._registry.report import ENDING, PAGE_ENDING, Identity, Report, Status, write
+from bnfold._report.text import typed
 from bnfold._system import paths, scratch, time_limit
 
-Command = Callable[[list[str]], tuple[int, BaseException | None]]
-"""The command: takes its arguments, prints errors, and gives its exit code and what ended it."""
+Command = Callable[[list[str], list[str]], tuple[int, BaseException | None]]
+"""The command: takes its arguments, and those that a user would type instead; prints errors, and
+gives its exit code and what ended it.
+"""
+PAGES: Option = ("--pages", None)
+"""The option that asks for a page of each model, which lies beside the report."""
 
 _NOT_OF_PROGRAMS = frozenset(
     (
         *("--freeze-initializers", "--assume-equal-dims", "--follow-links"),
         *("--inputs", "--draw", "--dim", "--provider", "--power", "--rtol", "--atol", "--threads"),
-        "--ops-library",
+        *("--ops-library", PAGES[0]),
     )
 )
 """What a .pt2 file has no use for: how it is compared, and what is believed of it.
@@ -82,9 +87,10 @@ def work(request: Request, command: Command) -> Report:
     output = Path(request.output) if request.output else None
     report = Path(request.report) if request.report else None
     options = applicable(model, request.options)
+    page = _page_of(report, output) if PAGES in options else None
     identity = fingerprint.identity_of(model, options)
     if request.resume and report is not None:
-        known = fingerprint.finished(report, output, request.name, identity)
+        known = fingerprint.finished(report, output, page, request.name, identity)
         if known is not None:
             return replace(known, model=request.model)
     if output is not None and report is not None and (why := _in_the_way(request, output, report)):
@@ -97,7 +103,7 @@ def work(request: Request, command: Command) -> Report:
     if report is not None:  # Else the model would be in place, and nobody would say so.
         report.parent.mkdir(parents=True, exist_ok=True)
         paths.check_writable(report)
-    code, error, said, details = _run(model, output, options, command)
+    code, error, said, details = _run(model, output, page, options, command)
     # From here on until the report is in place nothing but SIGKILL ends this process.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if fingerprint.signatures(model) != before:
@@ -112,8 +118,18 @@ def work(request: Request, command: Command) -> Report:
         report=request.report,
     )
     if details is not None:
-        told = told.with_details(details)
+        told = replace(told.with_details(details), page=str(page) if page is not None else None)
     return _kept(told, identity, details)
+
+
+def _page_of(report: Path | None, output: Path | None) -> Path:
+    """Where the page of a model goes. Raises `UsageError` where there is no place for it."""
+    if report is None:
+        raise UsageError("pages lie beside reports; give a report, too")
+    place = Path(str(report).removesuffix(ENDING) + PAGE_ENDING)
+    if output is not None and paths.is_same(place, output):
+        raise UsageError(f"the page would overwrite {output}; give the report another name")
+    return place
 
 
 def _in_the_way(request: Request, output: Path, report: Path) -> str:
@@ -131,7 +147,7 @@ def _in_the_way(request: Request, output: Path, report: Path) -> str:
         place = os.path.normpath(output.parent / location)
         told = place.casefold()
         taken = told == str(report).casefold() or told in index
-        of_the_run = told.endswith((ENDING, *SUFFIXES))
+        of_the_run = told.endswith((ENDING, PAGE_ENDING, *SUFFIXES))
         if taken or (is_one_of_many and of_the_run):
             return f"its data {location} would lie where a file of the run does; rename them"
         if top is not None and not is_inside(os.path.dirname(place), top):
@@ -140,19 +156,28 @@ def _in_the_way(request: Request, output: Path, report: Path) -> str:
 
 
 def _run(
-    model: Path, output: Path | None, options: Sequence[Option], command: Command
+    model: Path,
+    output: Path | None,
+    page: Path | None,
+    options: Sequence[Option],
+    command: Command,
 ) -> tuple[int, BaseException | None, str, dict[str, Any] | None]:
     """The exit code of the command, what ended it, what it complained of, and its report."""
-    arguments = [part for option in options for part in option if part is not None]
+    arguments = [part for each in options if each != PAGES for part in each if part is not None]
+    words = [typed(model), *arguments]
     kept = sys.stderr
     with scratch.beside(None) as folder:
         draft = folder / "report.json"
         arguments += ["--no-config", "--color", "never", "--report", str(draft)]
         if output is not None:
             arguments += ["-o", str(output)]
+            words += ["-o", typed(output)]
+        if page is not None:
+            arguments += ["--html", str(page)]
+            words += ["--html", typed(page)]
         sys.stderr = said = io.StringIO()
         try:
-            code, error = command([*arguments, "--", str(model)])
+            code, error = command([*arguments, "--", str(model)], words)
         finally:
             sys.stderr = kept
         details = json.loads(draft.read_bytes()) if draft.exists() else None

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -67,6 +67,15 @@ class Sum:
     is_used: bool = False
 
 
+class Joined(NamedTuple):
+    """What a Concat has put together: its axis, how many axes there are, and sizes and parts."""
+
+    axis: int
+    rank: int
+    sizes: tuple[int, ...]
+    parts: tuple[Expression, ...]
+
+
 @dataclass(eq=False)
 class Table:
     """All values of the first file, and those that the second has besides.
@@ -80,6 +89,7 @@ class Table:
             other one.
         cuts: by a base that is a part of another one, that other one, and the range of each axis.
         turns: by a base that is another one transposed, that other one, and the order of its axes.
+        joins: by a base that is a Concat, what it is put together of.
         types: the element type of each base.
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
@@ -93,6 +103,7 @@ class Table:
     roots: dict[int, int] = field(default_factory=dict)
     cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
     turns: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    joins: dict[int, Joined] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from bnfold._relation.expressions import (
     lies_along,
     of_base,
 )
+from bnfold._relation.joining import Joining
 from bnfold._relation.liveness import needed
 from bnfold._relation.matching import Form, is_random, rows_of
 from bnfold._relation.places import (
@@ -29,7 +30,6 @@ from bnfold._relation.places import (
 )
 from bnfold._relation.problems import Problem
 from bnfold._relation.table import Known, key_of
-from bnfold._relation.turning import Turning
 
 _SUMS = ("Add", "Sub", "Sum")
 _COMMUTATIVE = ("Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor")
@@ -50,7 +50,7 @@ _WIDER: dict[int, tuple[int, ...]] = {
 
 
 @dataclass(eq=False)
-class Walk(Turning):
+class Walk(Joining):
     """One file on its way through the table.
 
     ``inside`` is the operator whose body is walked, and which of its bodies; None in the main
@@ -85,7 +85,7 @@ class Walk(Turning):
                 self.give(scope, node.output[0], found)
                 self.same[scope.path, node.output[0]] = owner, node.input[0]
                 return
-        if self.product(scope, node):
+        if self.product(scope, node) or self.unblocked(scope, node) or self.rejoined(scope, node):
             return
         made = self._cast_back(scope, node)
         if made is None:
@@ -251,6 +251,8 @@ class Walk(Turning):
                 value = step.of(value)
             if name:
                 self.give(scope, name, value)
+        if kind == "Concat":
+            self.note_parts(scope, node, made[0])
 
     def _is_square(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a Pow is ``x · x``, of the same sizes."""

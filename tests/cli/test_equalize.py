@@ -16,6 +16,7 @@ from bnfold._plan import equalizing
 from ..carry.holding import same
 from ..graphs import bn, conv, feeds, op
 from ..graphs import model as build
+from ..page.test_page import document
 from . import examples
 from .command import bnfold as run
 
@@ -48,6 +49,17 @@ def unevenness(made: onnx.ModelProto) -> float:
     held = next(t for t in made.graph.initializer if t.dims[:2] == [4, 3])
     rows = np.abs(numpy_helper.to_array(held)).reshape(4, -1).max(axis=1)
     return float(rows.max() / rows.min())
+
+
+def test_a_page_shows_the_equalized_weights(file, tmp_path):
+    pytest.importorskip("fast_sugiyama", reason="pages need bnfold[report]")
+    for words, altered in (((), []), (("--equalize",), ["first", "second"])):
+        assert run(file, *words, "--html", tmp_path / "r.html").code == 0
+        told = document(tmp_path / "r.html")
+        assert sorted(told["nodes"][at][1] for at in told["altered"]) == altered
+        assert [line.split()[0] for line in told["extras"]] == ["equalized", "proved:"] * bool(
+            words
+        )
 
 
 def test_the_file_is_equalized_and_proved(pair, file, tmp_path):

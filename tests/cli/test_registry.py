@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from importlib import resources
 from pathlib import Path
+from xml.etree import ElementTree
 
 import onnx
 import pytest
@@ -258,11 +260,48 @@ def test_the_index_and_reports_are_what_their_schemas_say(models, tmp_path):
     jsonschema.Draft202012Validator(schemas["index"]).validate(printed)
     for path in (tmp_path / "out").rglob("*.report.json"):
         jsonschema.Draft202012Validator(schemas["run"]).validate(json.loads(path.read_bytes()))
-    for form in ("github", "junit"):
-        refused(
-            command(models, "--output-dir", tmp_path / "out", "--output-format", form),
-            "takes one model at a time",
-        )
+
+
+def test_many_models_in_the_forms_of_ci_servers(models, tmp_path):
+    """One table, a suite and at most one annotation for each; a name stays a name."""
+    (models / "a|b`[x](y).onnx").write_bytes(b"no model")
+    table = command(models, "--output-dir", "a", "--output-format", "markdown", cwd=tmp_path)
+    assert table.lines[0].startswith("### bnfold: 5 models: ")
+    assert r"| a\|b\`\[x\](y).onnx | error | – | – | 0 | 0 |" in table.out
+    assert any(re.match(r"\| m.onnx \| pass \| 8 → 7 \|", line) for line in table.lines)
+    verdicts = [line.split(" | ")[1] for line in table.lines[4:]]
+    assert verdicts[:2] == ["error", "error"] and "error" not in verdicts[2:]
+    summary = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    words = (models, "--output-format")
+    told = command(*words, "github", "--output-dir", "b", cwd=tmp_path, env=summary)
+    assert [line.partition(",")[0] for line in told.lines] == [
+        "::error file=models/a|b`[x](y).onnx",
+        f"::error file={Path('models', 'deep', 'broken.onnx')}",
+    ]
+    assert (tmp_path / "summary.md").read_text("utf-8").strip() == table.out.strip()
+    suites = ElementTree.fromstring(command(*words, "junit", "--output-dir", tmp_path / "a").out)
+    assert [suite.get("failures") for suite in suites] == ["1", "1", "0", "0", "0"]
+
+
+def test_each_model_has_a_page_that_the_index_leads_to(models, tmp_path):
+    pytest.importorskip("fast_sugiyama", reason="pages need bnfold[report]")
+    out = tmp_path / "out"
+    command(models, "--output-dir", out, "--pages")
+    done = [name for name, entry in listed(out).items() if entry["status"] == "done"]
+    assert len(done) == 3
+    for name, entry in listed(out).items():
+        assert entry["page"] == (f"{name}.report.html" if name in done else None)
+    for name in done:
+        page = (out / f"{name}.report.html").read_text("utf-8")
+        assert f"{name} -o " in page and "--report" not in page  # what a user would type
+        assert f'href="./{name}.report.html">page<' in (out / "index.html").read_text("utf-8")
+    (out / "m.onnx.report.html").unlink()
+    again = command(models, "--output-dir", out, "--pages", "--resume")
+    assert (out / "m.onnx.report.html").exists() and "3 of them were done before" in again.out
+    command(models, "--output-dir", out, "--resume")
+    assert all(entry["page"] is None for entry in listed(out).values())
+    refused(command(models, "--output-dir", out, "--html", "p.html"), "say --pages")
+    refused(command(models / "m.onnx", "--pages"), "without --output-dir")
 
 
 def test_progress_is_for_a_terminal(models, tmp_path):

@@ -356,4 +356,11 @@ MUTANTS = (
         "if result.checks:",
         "tests/torch/test_proved_verdict.py tests/torch/test_judge.py",
     ),
+    Mutant(
+        "an error of the proof is a defect, whatever the model is",
+        "_judge/by_proof.py",
+        "            problem = why_invalid(model)",
+        "            problem = None",
+        "tests/cli/test_mutated.py",
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .planting import Mutant
 
 FUSED = "tests/relation/test_fused.py"
+JOINING = "tests/relation/test_joining.py"
 TURNING = "tests/relation/test_turning.py"
 
 MUTANTS = (
@@ -138,8 +139,43 @@ MUTANTS = (
     Mutant(
         "every part that begins where the data do is all of them",
         "_relation/places.py",
-        "if (start, end, step) != (0, _LAST, 1):",
+        "if (start, end, step) != (0, LAST, 1):",
         "if (start, step) != (0, 1):",
         TURNING,
+    ),
+    Mutant(
+        "the column of a block counts most",
+        "_relation/joining.py",
+        "for row, column in itertools.product(range(block), repeat=2):",
+        "for column, row in itertools.product(range(block), repeat=2):",
+        JOINING,
+    ),
+    Mutant(
+        "what begins as a part does is that part",
+        "_relation/joining.py",
+        "if list(taken[place : place + size]) != list(range(first, first + size)):",
+        "if len(taken) < place + size:",
+        JOINING,
+    ),
+    Mutant(
+        "a Gather takes parts along any axis",
+        "_relation/joining.py",
+        "axis % joined.rank != joined.axis:\n            return None\n        return [",
+        "False:\n            return None\n        return [",
+        JOINING,
+    ),
+    Mutant(
+        "a Slice takes every number of its range",
+        "_relation/joining.py",
+        "return range(sum(joined.sizes))[start:end:step]",
+        "return range(sum(joined.sizes))[start:end]",
+        JOINING,
+    ),
+    Mutant(
+        "parts that are taken stay in their order",
+        "_relation/joining.py",
+        "        parts.append(joined.parts[number])",
+        "        parts.insert(0, joined.parts[number])",
+        JOINING,
     ),
 )

@@ -118,12 +118,22 @@ def test_sizes_that_an_operator_takes_are_told_apart():
     assert bnfold.prove(*pair).status != "proved"
 
 
+def test_an_operator_without_a_rule_reads_its_data():
+    module = net(lambda self, y, z: torch.special.bessel_j0(z))
+    pair = [exported(each, X) for each in (module, wrong(module))]
+    assert bnfold.prove(*pair).status != "proved"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_types_of_few_digits_refute_nothing(dtype):
     """Whoever folds in such a type rounds more than once."""
     module = net(lambda self, y, z: z.argmax(1)).to(dtype)
     program = exported(module, X.to(dtype))
-    off = exported(wrong(module, 1.1), X.to(dtype))
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        other.conv.weight[1, 0] *= 1.1
+    off = exported(other, X.to(dtype))
+    assert dtype == torch.bfloat16 or bnfold.prove(program, off).status == "refuted"
     assert bnfold.verify(program, bnfold.fold(program)).status == "pass"
     # In bfloat16 the run compares weights itself.
     status = "inconclusive" if dtype == torch.float16 else "fail"
