@@ -24,6 +24,8 @@ from bnfold._run.nodes import RANDOM as DRAWING
 Array = NDArray[Any]
 Ranges = tuple[tuple[int, Hashable], ...]
 """By axis, in order, which of its numbers are taken."""
+Part = tuple[Hashable, Expression | None]
+"""What tells an input of an operator apart, and what it is; None for a constant."""
 
 RANDOM = frozenset((*DRAWING, "Dropout"))
 """Two of them put out other numbers, whatever they read."""
@@ -80,6 +82,8 @@ class Table:
             other one.
         cuts: by a base that is a part of another one, that other one, and the range of each axis.
         turns: by a base that is another one transposed, that other one, and the order of its axes.
+        joins: by a base that is a Concat, its axis and its parts: what tells each one apart, and
+            what it is.
         types: the element type of each base.
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
@@ -93,6 +97,7 @@ class Table:
     roots: dict[int, int] = field(default_factory=dict)
     cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
     turns: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    joins: dict[int, tuple[int, tuple[Part, ...]]] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)
