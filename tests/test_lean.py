@@ -258,27 +258,42 @@ def test_a_file_that_is_cut_off_is_refused_as_ever(tmp_path: Path) -> None:
             load_model(path, lean=True)
 
 
+def twice_read(factor: int) -> ModelProto:
+    """Two Gemms of one weight; behind the second one stands a BatchNormalization."""
+    weights = factor * BIG[:40_000].reshape(200, 200)
+    norm = [np.full(200, factor, np.float32), *(np.ones(200, np.float32),) * 3]
+    held = [numpy_helper.from_array(v, f"n{k}") for k, v in enumerate((weights, *norm))]
+    nodes = [
+        helper.make_node("Gemm", ["x", "n0"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "n0"], ["k"]),
+        helper.make_node("BatchNormalization", ["k", "n1", "n2", "n3", "n4"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, 1, [2, 200]) for name in "xy"]
+    return helper.make_model(
+        helper.make_graph(nodes, "g", ports[:1], ports[1:], held),
+        opset_imports=[helper.make_opsetid("", 17)],
+    )
+
+
+def test_a_weight_that_another_reads_is_not_made_later(tmp_path: Path) -> None:
+    """The other reader needs the old one: the new one is a tensor of its own."""
+    path, out = written(twice_read(3), tmp_path), tmp_path / "out.onnx"
+    fold_file(path, out, verify=False, inputs=None, progress=lambda _: None)
+    weights = {t.name: numpy_helper.to_array(t) for t in load_model(out).graph.initializer}
+    scale = 3 / np.sqrt(1 + 1e-5)
+    old = weights.pop("n0")
+    (new,) = (values for values in weights.values() if values.shape == old.shape)
+    assert np.array_equal(old, 3 * BIG.reshape(200, 200))
+    assert np.allclose(new, old * scale, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("how", ["replaced", "written over", "cut off", "removed"])
 def test_a_file_that_changes_meanwhile_is_refused(how: str, tmp_path: Path) -> None:
     """Small weights are in memory, large ones in the file: both have to be of one model."""
     path, other = tmp_path / "m.onnx", tmp_path / "other.onnx"
     for target, factor in ((path, 1), (other, 2)):
-        weights = factor * BIG[:40_000].reshape(200, 200)
-        norm = [np.full(200, factor, np.float32), *(np.ones(200, np.float32),) * 3]
-        held = [numpy_helper.from_array(v, f"n{k}") for k, v in enumerate((weights, *norm))]
-        nodes = [
-            helper.make_node("Gemm", ["x", "n0"], ["h"]),
-            helper.make_node("Relu", ["h"], ["r"]),
-            helper.make_node("Gemm", ["r", "n0"], ["k"]),
-            helper.make_node("BatchNormalization", ["k", "n1", "n2", "n3", "n4"], ["y"]),
-        ]
-        ports = [helper.make_tensor_value_info(name, 1, [2, 200]) for name in "xy"]
-        target.write_bytes(
-            helper.make_model(
-                helper.make_graph(nodes, "g", ports[:1], ports[1:], held),
-                opset_imports=[helper.make_opsetid("", 17)],
-            ).SerializeToString()
-        )
+        target.write_bytes(twice_read(factor).SerializeToString())
 
     class Meanwhile:
         def planned(self, planned: object) -> None:

@@ -74,10 +74,14 @@ class Site:
         """The axis to lay a map along; a uniform one fits any."""
         return map_.axis if map_.axis is not None else next(iter(self.channels), 0)
 
+    def rescales(self, behind: AffineMap, ahead: AffineMap = IDENTITY) -> bool:
+        """Whether there is a new weight: not where all scales are 1."""
+        kept = behind.keeps_scale and ahead.keeps_scale
+        return self.weight_value is not None and not kept and self.quantized is None
+
     def new_weight(self, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
         """``W[o, i]·s_o·s_i`` rounded once, or None where all scales are 1."""
-        kept = behind.keeps_scale and ahead.keeps_scale
-        if self.weight_value is None or kept or self.quantized is not None:
+        if self.weight_value is None or not self.rescales(behind, ahead):
             return None
         layout = self.layout(self.any_axis(behind))
         if ahead.keeps_scale:

@@ -62,9 +62,11 @@ class PlannedModel:
     calls: frozenset[Call] = frozenset()
     given: ModelProto | None = None
 
-    def apply(self) -> Rewritten:
-        """Fold the model that was planned, in place."""
-        rewritten = apply(self.network, self.settled)
+    def apply(self, later: bool = False) -> Rewritten:
+        """Fold the model that was planned, in place. Large weights of a lean model may be made
+        ``later``, when it is written: see `Rewritten.made`.
+        """
+        rewritten = apply(self.network, self.settled, later)
         if self.inlined is None or self.given is None:
             return rewritten
         held = list(all_tensors(self.inlined.model))

@@ -117,10 +117,14 @@ def write(tensor: TensorProto, values: Array) -> None:
     if tensor.data_type in PACKED:
         data = numpy_helper.from_array(values).raw_data
     else:
-        little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-        data = np.ascontiguousarray(little).tobytes()
+        data = stored(values).tobytes()
     memory.claim(len(data))
     tensor.raw_data = data
+
+
+def stored(values: Array) -> Array:
+    """Values as their bytes stand in a file: in order, the lowest byte first."""
+    return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False))
 
 
 def make(name: str, values: Array) -> TensorProto:
@@ -170,6 +174,17 @@ can have it: it is drawn anew in each process. Its value is the `mark` of the fi
 def is_own(tensor: TensorProto) -> bool:
     """Whether a tensor is external in name only: its data are part of its model's own file."""
     return any(entry.key == OWN for entry in tensor.external_data)
+
+
+MADE = f"made {secrets.token_hex(8)}"
+"""The key of an own tensor whose values have changed meanwhile: its value is the number of the
+function that makes the new ones. The tensor still refers to the old ones."""
+
+
+def made_by(tensor: TensorProto) -> int | None:
+    """The number of the function that makes the values of a tensor; None for one that has them."""
+    found = (int(entry.value) for entry in tensor.external_data if entry.key == MADE)
+    return next(found, None)
 
 
 def own_mark(tensor: TensorProto) -> str:

@@ -169,7 +169,7 @@ def _fold_model(
         progress("folding")
         if observer is not None:
             observer.planned(planned)
-        rewritten = planned.apply()
+        rewritten = planned.apply(later=True)
         told = front.told(model, planned.plan)
     over_itself = output is not None and paths.is_same(output, path)
     if over_itself and not changed and not equalize and not simplify:

@@ -1,15 +1,16 @@
 """Operators that are several in one, written as these, so that both files speak one language.
 
-onnxruntime's FusedConv, FusedGemm, FusedMatMul and QuickGelu, and ONNX's Gelu and HardSwish, are
-what they stand for by definition (onnxruntime, ContribOperators.md; ONNX Gelu-20, HardSwish-14).
+onnxruntime's FusedConv, FusedGemm, FusedMatMul and QuickGelu, its norms behind sums and products of
+integers, and ONNX's Gelu and HardSwish, are what they stand for by definition (onnxruntime,
+ContribOperators.md; ONNX Gelu-20, HardSwish-14).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -17,17 +18,22 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from bnfold._onnx.read.scopes import bodies, label, opset_of, type_of
 from bnfold._relation.side import attributes
 
+TURNS = ("transA", "transB", "transBatchA", "transBatchB")
+"""What a FusedMatMul says of the axes of its operands."""
 _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "HardSigmoid")
 
 
 class _Writer:
     """Writes the operators of one graph."""
 
-    def __init__(self, graph: GraphProto, count: Iterator[int], opset: int) -> None:
+    def __init__(
+        self, graph: GraphProto, count: Iterator[int], opset: int, outer: Mapping[str, int]
+    ) -> None:
         self.graph = graph
         self.opset = opset
         self._count = count
         self.nodes: list[NodeProto] = []
+        self.kinds = {**outer, **{t.name: t.data_type for t in graph.initializer}}
 
     def constant(self, value: float | list[int], kind: int = TensorProto.FLOAT) -> str:
         """The name of a new constant."""
@@ -53,22 +59,38 @@ def lowered(first: ModelProto, second: ModelProto) -> list[ModelProto]:
 
     What both have as often is left as it is where only one of them might have it in parts.
     """
-    counts = [Counter(map(type_of, _all_nodes(model.graph))) for model in (first, second)]
-    kinds = {kind for kind in _RULES if kind not in _WHOLE or counts[0][kind] != counts[1][kind]}
-    return [
-        _lowered(model, kinds) if kinds & held.keys() else model
-        for model, held in zip((first, second), counts, strict=True)
-    ]
+    files = [_File(first, itertools.count()), _File(second, itertools.count())]
+    files = [file.without(_RULES.keys() - set(_WHOLE)) for file in files]
+    counts = [file.kinds() for file in files]
+    kinds = {kind for kind in _WHOLE if counts[0][kind] != counts[1][kind]}
+    return [file.without(kinds).model for file in files]
 
 
-def _lowered(model: ModelProto, kinds: Collection[str]) -> ModelProto:
-    """A copy without operators of some kinds; calls of the model's own functions are none."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    rules = set(kinds) - set(map(type_of, model.functions))
-    opset = opset_of(model.opset_import)
-    _lower(copy.graph, itertools.count(), rules, opset)
-    return copy
+class _File(NamedTuple):
+    """A model, the numbers of new names, and whether it is a copy."""
+
+    model: ModelProto
+    numbers: Iterator[int]
+    is_copy: bool = False
+
+    def kinds(self) -> Counter[str]:
+        """How often it has operators of each type."""
+        return Counter(map(type_of, _all_nodes(self.model.graph)))
+
+    def without(self, kinds: Collection[str]) -> _File:
+        """The file itself, or a copy without operators of some kinds.
+
+        Calls of the model's own functions are none.
+        """
+        rules = set(kinds) - set(map(type_of, self.model.functions))
+        if not self.kinds().keys() & rules:
+            return self
+        copy = self.model
+        if not self.is_copy:
+            copy = ModelProto()
+            copy.CopyFrom(self.model)
+        _lower(copy.graph, self.numbers, rules, opset_of(copy.opset_import), {})
+        return _File(copy, self.numbers, True)
 
 
 def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
@@ -78,12 +100,21 @@ def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
             yield from _all_nodes(body)
 
 
-def _lower(graph: GraphProto, count: Iterator[int], kinds: Collection[str], opset: int) -> None:
-    """Write the operators of a graph that are of some kinds as others."""
-    writer = _Writer(graph, count, opset)
+def _lower(
+    graph: GraphProto,
+    count: Iterator[int],
+    kinds: Collection[str],
+    opset: int,
+    outer: Mapping[str, int],
+) -> None:
+    """Write the operators of a graph that are of some kinds as others.
+
+    ``outer`` has the element types of the constants of the graphs around it.
+    """
+    writer = _Writer(graph, count, opset, outer)
     for node in graph.node:
         for _, body in bodies(node):
-            _lower(body, count, kinds, opset)
+            _lower(body, count, kinds, opset, writer.kinds)
         rule = _RULES[type_of(node)] if type_of(node) in kinds else None
         mark = len(writer.nodes)
         if rule is None or not rule(writer, node):
@@ -145,12 +176,54 @@ def _fused_gemm(writer: _Writer, node: NodeProto) -> bool:
 
 
 def _fused_matmul(writer: _Writer, node: NodeProto) -> bool:
-    """FusedMatMul: ``alpha · MatMul(A, B)``. Turned operands are left as they are."""
+    """FusedMatMul: ``alpha · MatMul(A, B)``. Turned operands are left to the walk."""
     given = attributes(node)
-    if any(given.get(name, 0) for name in ("transA", "transB", "transBatchA", "transBatchB")):
+    alpha = float(given.pop("alpha", 1.0))
+    turned = {name: 1 for name in TURNS if given.get(name, 0)}
+    if turned and alpha == 1.0:
         return False
-    value = writer.node("MatMul", list(node.input), node)
-    value = writer.node("Mul", [value, writer.constant(given.get("alpha", 1.0))], node)
+    domain = "com.microsoft" if turned else ""
+    kind = "FusedMatMul" if turned else "MatMul"
+    value = writer.node(kind, list(node.input), node, domain=domain, **turned)
+    value = writer.node("Mul", [value, writer.constant(alpha)], node)
+    writer.finish(value, node)
+    return True
+
+
+def _integer_product(writer: _Writer, node: NodeProto) -> bool:
+    """MatMulIntegerToFloat: ``(A − a₀)·(B − b₀) · (a · b) + bias``, and the sum of integers exact.
+
+    Its inputs are A, B, a, b, a₀, b₀ and the bias, of which the last three may be left out.
+    """
+    a, b, one, two, first, second, bias = (*node.input, *[""] * 7)[:7]
+    if TensorProto.FLOAT not in (writer.kinds.get(one), writer.kinds.get(two)):
+        return False
+    return _scaled_product(writer, node, (a, b, first, second), (one, two), bias)
+
+
+def _dynamic_product(writer: _Writer, node: NodeProto) -> bool:
+    """DynamicQuantizeMatMul: the same of ``A`` in integers, as DynamicQuantizeLinear makes them.
+
+    Its inputs are A, B, b, b₀ and the bias, of which the last two may be left out.
+    """
+    a, b, scale, zero, bias = (*node.input, *[""] * 5)[:5]
+    count = len(writer.nodes)
+    value = writer.node("DynamicQuantizeLinear", [a], node)
+    others = [f"{value} {what}" for what in ("scale", "zero")]
+    writer.nodes[count].output.extend(others)
+    return _scaled_product(writer, node, (value, b, others[1], zero), (others[0], scale), bias)
+
+
+def _scaled_product(
+    writer: _Writer, node: NodeProto, read: Sequence[str], scales: Sequence[str], bias: str
+) -> bool:
+    product = list(read) if read[3] else list(read[:3]) if read[2] else list(read[:2])
+    value = writer.node("MatMulInteger", product, node)
+    value = writer.node("Cast", [value], node, to=TensorProto.FLOAT)
+    scale = writer.node("Mul", list(scales), node)
+    value = writer.node("Mul", [value, scale], node)
+    if bias:
+        value = writer.node("Add", [value, bias], node)
     writer.finish(value, node)
     return True
 
@@ -191,19 +264,59 @@ def _bias_gelu(writer: _Writer, node: NodeProto) -> bool:
 def _layer_norm(writer: _Writer, node: NodeProto) -> bool:
     """LayerNormalization over the last axis: ``(x − mean) / √(mean of squares + ε) · γ + β``."""
     given = attributes(node)
-    kinds = {t.name: t.data_type for t in writer.graph.initializer}
-    kind = kinds.get(node.input[1]) if len(node.input) > 1 else None
-    if given.get("axis", -1) != -1 or kind is None or any(node.output[1:]):
+    if given.get("axis", -1) != -1 or any(node.output[1:]) or len(node.input) < 2:
         return False
-    if not _holds(kind, float(given.get("epsilon", 1e-5))):
+    data, gamma, beta = (*node.input, "")[:3]
+    centred = writer.node("Sub", [data, _mean(writer, node, data)], node)
+    epsilon = float(given.get("epsilon", 1e-5))
+    return _normalized(writer, node, centred, (gamma, beta), epsilon)
+
+
+def _rms_norm(writer: _Writer, node: NodeProto) -> bool:
+    """SimplifiedLayerNormalization over the last axis: ``x / √(mean of squares + ε) · γ``."""
+    given = attributes(node)
+    if given.get("axis", -1) != -1 or any(node.output[1:]) or len(node.input) != 2:
         return False
-    centred = writer.node("Sub", [node.input[0], _mean(writer, node, node.input[0])], node)
-    spread = _mean(writer, node, writer.node("Mul", [centred] * 2, node))
-    epsilon = writer.constant(float(given.get("epsilon", 1e-5)), kind)
-    root = writer.node("Sqrt", [writer.node("Add", [spread, epsilon], node)], node)
-    value = writer.node("Mul", [writer.node("Div", [centred, root], node), node.input[1]], node)
-    if len(node.input) > 2 and node.input[2]:
-        value = writer.node("Add", [value, node.input[2]], node)
+    epsilon = float(given.get("epsilon", 1e-5))
+    return _normalized(writer, node, node.input[0], (node.input[1], ""), epsilon)
+
+
+def _skip_norm(writer: _Writer, node: NodeProto) -> bool:
+    """SkipLayerNormalization: LayerNormalization of ``input + skip + bias``; it may put that out.
+
+    Its inputs are input, skip, γ, β and the bias, of which the last two may be left out.
+    """
+    data, skip, gamma, beta, bias = (*node.input, *[""] * 5)[:5]
+    if any(node.output[1:3]) or gamma not in writer.kinds:
+        return False
+    value = writer.node("Add", [data, skip], node)
+    if bias:
+        value = writer.node("Add", [value, bias], node)
+    if node.output[3:] and node.output[3]:
+        writer.nodes[-1].output[0] = value = node.output[3]
+    norm = NodeProto(op_type="LayerNormalization", name=label(node), input=[value, gamma, beta])
+    norm.output.append(node.output[0])
+    epsilon = float(attributes(node).get("epsilon", 1e-12))
+    norm.attribute.append(helper.make_attribute("epsilon", epsilon))
+    if writer.opset < 17:
+        return _layer_norm(writer, norm)
+    writer.nodes.append(norm)
+    return True
+
+
+def _normalized(
+    writer: _Writer, node: NodeProto, data: str, weights: Sequence[str], epsilon: float
+) -> bool:
+    """``data / √(mean of squares + ε) · γ + β`` over the last axis."""
+    kind = writer.kinds.get(weights[0])
+    if kind is None or not _holds(kind, epsilon):
+        return False
+    spread = _mean(writer, node, writer.node("Mul", [data] * 2, node))
+    total = writer.node("Add", [spread, writer.constant(epsilon, kind)], node)
+    root = writer.node("Sqrt", [total], node)
+    value = writer.node("Mul", [writer.node("Div", [data, root], node), weights[0]], node)
+    if weights[1]:
+        value = writer.node("Add", [value, weights[1]], node)
     writer.finish(value, node)
     return True
 
@@ -232,12 +345,16 @@ _RULES: dict[str, Callable[[_Writer, NodeProto], bool]] = {
     "Gelu": _gelu,
     "HardSwish": _hard_swish,
     "LayerNormalization": _layer_norm,
+    "SimplifiedLayerNormalization": _rms_norm,
     "com.microsoft::BiasGelu": _bias_gelu,
+    "com.microsoft::DynamicQuantizeMatMul": _dynamic_product,
     "com.microsoft::FusedConv": _fused_conv,
     "com.microsoft::FusedGemm": _fused_gemm,
     "com.microsoft::FusedMatMul": _fused_matmul,
     "com.microsoft::Gelu": _gelu,
+    "com.microsoft::MatMulIntegerToFloat": _integer_product,
     "com.microsoft::QuickGelu": _quick_gelu,
+    "com.microsoft::SkipLayerNormalization": _skip_norm,
 }
 """By the type of the operator; each rule says whether it could."""
 _WHOLE = ("LayerNormalization",)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx.inliner
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, TensorShapeProto, ValueInfoProto
 
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope
@@ -287,12 +287,17 @@ def _is_alike(one: ValueInfoProto, other: ValueInfoProto, exact: bool) -> bool:
     if kinds != ("tensor_type", "tensor_type"):
         return one.type == other.type
     types = one.type.tensor_type, other.type.tensor_type
-    shapes = [[d.dim_value for d in t.shape.dim] for t in types if t.HasField("shape")]
+    shapes = [[_size(d) for d in t.shape.dim] for t in types if t.HasField("shape")]
     alike = len(shapes) < 2 or (
         len(shapes[0]) == len(shapes[1])
         and all(a == b or not (exact or (a and b)) for a, b in zip(*shapes, strict=True))
     )
     return alike and types[0].elem_type == types[1].elem_type
+
+
+def _size(dim: TensorShapeProto.Dimension) -> int:
+    """The size of an axis; 0 for one that is not told, as runtimes take any below zero to be."""
+    return max(dim.dim_value, 0)
 
 
 def _default(side: Side, scope: Scope, name: str) -> Hashable:

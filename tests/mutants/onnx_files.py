@@ -21,7 +21,7 @@ MUTANTS = (
     ),
     Mutant(
         "a shared weight is written over",
-        "_onnx/write/edits.py",
+        "_onnx/write/constants.py",
         "and self._uses[owner.path][old.name] == 1",
         "and self._uses[owner.path][old.name] >= 1",
         "tests/test_sharing.py",
@@ -35,17 +35,31 @@ MUTANTS = (
     ),
     Mutant(
         "the last reader of a shared weight has a copy of its own",
-        "_onnx/write/edits.py",
+        "_onnx/write/constants.py",
         "if old is None or known else self._holder",
         "if old is None else self._holder",
         "tests/test_sharing.py",
     ),
     Mutant(
         "a sparse tensor that others read is rewritten",
-        "_onnx/write/edits.py",
-        "if old is not None and held is not None and self._may_rewrite(scope, old, values):",
+        "_onnx/write/constants.py",
+        "if old is not None and held is not None and may(scope, old, values.shape, values.dtype):",
         "if old is not None and held is not None:",
         "tests/test_sparse.py",
+    ),
+    Mutant(
+        "a weight that is made later is written as it was",
+        "_onnx/files/lean.py",
+        "if place.make is not None:",
+        "if False:",
+        "tests/test_lean.py::test_a_fold_is_that_of_the_whole_model",
+    ),
+    Mutant(
+        "a shared weight is written over where it is made later",
+        "_onnx/write/constants.py",
+        "if known or not self._may_rewrite(scope, old, old.shape, dtype):",
+        "if known:",
+        "tests/test_lean.py::test_a_weight_that_another_reads_is_not_made_later",
     ),
     Mutant(
         "data files are left where a rename failed",
@@ -121,7 +135,7 @@ MUTANTS = (
     ),
     Mutant(
         "a weight of a lean model is taken for one of an external file",
-        "_onnx/write/edits.py",
+        "_onnx/write/constants.py",
         "if held.data_location == TensorProto.EXTERNAL and not tensors.is_own(held):",
         "if held.data_location == TensorProto.EXTERNAL:",
         "tests/test_lean.py",

@@ -520,8 +520,8 @@ MUTANTS = (
     Mutant(
         "a LayerNormalization has one epsilon",
         "_relation/lowering.py",
-        'float(given.get("epsilon", 1e-5)), kind)',
-        "1e-5, kind)",
+        "writer.constant(epsilon, kind)",
+        "writer.constant(1e-5, kind)",
         "tests/relation/test_sizes.py",
     ),
     Mutant(

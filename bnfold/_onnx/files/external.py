@@ -24,7 +24,7 @@ from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Rewritten
-    from bnfold._onnx.write.edits import Relocated
+    from bnfold._onnx.write.constants import Relocated
 
 _MODELS = frozenset((".onnx", ".pb", ".onnxtxt", ".textproto", ".json", ".txt", ""))
 """The suffixes under which models lie."""

@@ -8,17 +8,18 @@ Otherwise they are never read.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, TypeAlias
 
+import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
 from bnfold._onnx.files.wire import BYTES, VARINT, Field, Unusual, fields, number, prefix
-from bnfold._onnx.tensors import OWN, all_tensors, is_own
+from bnfold._onnx.tensors import OWN, Array, all_tensors, is_own
 from bnfold._system import paths
 
 LEAST_FILE = 1 << 22
@@ -75,7 +76,8 @@ def read_lean(path: Path) -> bytes | None:
 class Place(NamedTuple):
     """Where the data of a tensor lie in a file: its name, and from where to where. ``head`` is what
     stands ahead of them in the tensor's message, ``mark`` the file's `tensors.mark`. Nothing, for a
-    tensor that holds its own.
+    tensor that holds its own. Others take the place of those data if there is something to ``make``
+    them.
     """
 
     name: str = ""
@@ -83,6 +85,7 @@ class Place(NamedTuple):
     end: int = 0
     head: bytes = b""
     mark: str = ""
+    make: Callable[[], Array] | None = None
 
     @property
     def size(self) -> int:
@@ -90,16 +93,32 @@ class Place(NamedTuple):
         return len(self.head) + self.end - self.start
 
 
-def taken_apart(tensor: TensorProto) -> Place:
-    """Let a tensor of a lean model be what stands ahead of its data, and say where these lie."""
+def taken_apart(tensor: TensorProto, made: Sequence[Callable[[], Array]] = ()) -> Place:
+    """Let a tensor of a lean model be what stands ahead of its data, and say where these lie.
+
+    ``made`` are the functions that make what has changed (`tensors.MADE`). The old data never stand
+    for it: ``IndexError`` without them.
+    """
     if not is_own(tensor):
         return Place()
     location, start, length = tensors.external_location(tensor)
-    mark = tensors.own_mark(tensor)
+    mark, number = tensors.own_mark(tensor), tensors.made_by(tensor)
     assert length is not None
     _make_internal(tensor)
     head = prefix(TensorProto.RAW_DATA_FIELD_NUMBER, length)
-    return Place(location, start, start + length, head, mark)
+    make = None if number is None else made[number]
+    return Place(location, start, start + length, head, mark, make)
+
+
+def parts(
+    tensor: TensorProto, made: Sequence[Callable[[], Array]] = ()
+) -> tuple[TensorProto, Place]:
+    """What stands ahead of a tensor's data, as a tensor, and where these lie; see `taken_apart`."""
+    if not is_own(tensor):
+        return tensor, Place()
+    told = TensorProto()
+    told.CopyFrom(tensor)
+    return told, taken_apart(told, made)
 
 
 class Reader:
@@ -142,6 +161,11 @@ class Reader:
     def copy(self, place: Place, target: IO[bytes]) -> None:
         """Write the data of a place, with what stands ahead of them."""
         target.write(place.head)
+        if place.make is not None:
+            values = tensors.stored(place.make()).reshape(-1).view(np.uint8)
+            assert values.size == place.end - place.start
+            target.write(values.data)
+            return
         for block in self.blocks(place):
             target.write(block)
 
@@ -162,25 +186,22 @@ def serialize_whole(model: ModelProto, path: Path) -> bytes:
     Raises protobuf's error for a model that is too large even without those tensors.
     """
     if not any(map(is_own, all_tensors(model))):
-        whole: bytes = model.SerializeToString()
-        return whole
+        return bytes(model.SerializeToString())
     rest = ModelProto()
     rest.CopyFrom(model)
     del rest.graph.initializer[:]
     rest.graph.initializer.extend(t for t in model.graph.initializer if not is_own(t))
     make_whole(rest, path.parent)
-    parts = [rest.SerializeToString()]
+    whole = [rest.SerializeToString()]
     with Reader(path.parent) as reader:
         for tensor in filter(is_own, model.graph.initializer):
-            told = TensorProto()
-            told.CopyFrom(tensor)
-            place = taken_apart(told)
+            told, place = parts(tensor)
             held = told.SerializeToString()
             size = len(held) + place.size
             inner = prefix(GraphProto.INITIALIZER_FIELD_NUMBER, size)
             outer = prefix(ModelProto.GRAPH_FIELD_NUMBER, len(inner) + size)
-            parts += (outer, inner, held, place.head, *reader.blocks(place))
-    return b"".join(parts)
+            whole += (outer, inner, held, place.head, *reader.blocks(place))
+    return b"".join(whole)
 
 
 class _Walk(NamedTuple):

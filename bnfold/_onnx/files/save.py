@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from bnfold._onnx.files.external import (
 )
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.files.wire import prefix
+from bnfold._onnx.tensors import Array
 from bnfold._system import memory, paths, scratch
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def pending_file(
                 copy_content(source, path)
             else:
                 with path.open("wb") as file:
-                    _write_model(model, file, base_dir)
+                    _write_model(model, file, base_dir, rewritten.made)
             del model, rewritten  # which hold all new weights, while the draft is judged
             finished = path
             if form is not None and destination is not None:
@@ -140,26 +141,28 @@ def pending_file(
         yield PendingFile(path, finished, destination, frozenset(files), written, original, size)
 
 
-def _write_model(model: ModelProto, file: IO[bytes], base_dir: Path | None) -> None:
+def _write_model(
+    model: ModelProto, file: IO[bytes], base_dir: Path | None, made: Sequence[Callable[[], Array]]
+) -> None:
     """Write a model tensor by tensor: a second copy of its weights is never held.
 
     ``SerializeToString`` would build the whole file in memory, twice. The fields of a message may
     come in any order (Protocol Buffers encoding, "Field order"). So the weights of the main graph
     follow all else, and each is serialized by itself; those of a lean model go from its file, which
-    lies in ``base_dir``, straight into the new one. The model's graph is empty afterwards.
+    lies in ``base_dir``, straight into the new one. Those that ``made`` makes are made one by one,
+    of tensors as they are now. The model's graph is empty afterwards.
     Raises `UsageError` above 2 GiB, which no protobuf reader accepts, and ``MemoryError``.
     """
-    weights = list(model.graph.initializer)
+    parts = [lean.parts(tensor, made) for tensor in model.graph.initializer]
     del model.graph.initializer[:]
     lean.make_whole(model, base_dir)
-    places = [lean.taken_apart(tensor) for tensor in weights]
     try:
         graph = model.graph.SerializeToString()
         model.ClearField("graph")
         rest = model.SerializeToString()
         number = ModelProto.DESCRIPTOR.fields_by_name["graph"].number
         item = type(model.graph).DESCRIPTOR.fields_by_name["initializer"].number
-        sizes = [t.ByteSize() + p.size for t, p in zip(weights, places, strict=True)]
+        sizes = [tensor.ByteSize() + place.size for tensor, place in parts]
     except Exception as error:  # protobuf's error for a message too large differs by backend.
         memory.claim(lean.LARGEST)  # It is the same where memory has run out.
         raise _too_large() from error
@@ -170,7 +173,7 @@ def _write_model(model: ModelProto, file: IO[bytes], base_dir: Path | None) -> N
     file.write(prefix(number, total))
     file.write(graph)
     with lean.Reader(base_dir) as reader:
-        for tensor, place, size in zip(weights, places, sizes, strict=True):
+        for (tensor, place), size in zip(parts, sizes, strict=True):
             file.write(prefix(item, size))
             memory.claim(2 * tensor.ByteSize())
             file.write(tensor.SerializeToString())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.inlining import Call
-from bnfold._onnx.write.edits import Relocated
+from bnfold._onnx.tensors import Array
+from bnfold._onnx.write.constants import Relocated
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,11 @@ class Rewritten:
     """Everything that was done to a model.
 
     ``applied`` are the steps. ``relocated`` has the changed tensors from external files, and where
-    they lay. ``created`` has the names of new tensors.
+    they lay. ``created`` has the names of new tensors. ``made`` are functions that make the values
+    of changed tensors, where these are not made yet (`tensors.MADE`).
     """
 
     applied: list[Applied] = field(default_factory=list)
     relocated: list[Relocated] = field(default_factory=list)
     created: set[str] = field(default_factory=set)
+    made: list[Callable[[], Array]] = field(default_factory=list)

@@ -6,56 +6,44 @@ tensor that had no reader before stays.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper
+from onnx import GraphProto, NodeProto
 
-from bnfold._onnx import tensors
-from bnfold._onnx.read import sparse
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope, bodies, copy_of
+from bnfold._onnx.tensors import Array
 from bnfold._onnx.write import lists
+from bnfold._onnx.write.constants import Load, Storing
 
 if TYPE_CHECKING:
     from bnfold._onnx.merge.merging import Merges, Network
-
-Array = NDArray[Any]
-Load = Callable[[], Array]
-Relocated = tuple[TensorProto, tuple[str, int, int | None]]
 
 
 class Editor:
     """Edits one model.
 
-    ``relocated`` lists the changed tensors from external files, and where they lay. ``created``
-    lists the names of new tensors.
+    ``constants`` stores new values, those that may be made ``later`` among them.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, later: bool = False) -> None:
         self.names = network.names
-        self.relocated: list[Relocated] = []
-        self.created: set[str] = set()
         self._ir_version = network.model.ir_version
         self._unlisted = lists.unread(network.model.graph) if self._ir_version < 4 else set[str]()
-        self._base_dir = network.base_dir
         self._scopes = network.scopes
         self._uses: dict[str, Counter[str]] = {s.path: s.uses() for s in network.scopes}
-        self._annotated = {s.path: _annotated(s) for s in network.scopes}
         self._gone: dict[str, set[int]] = {s.path: set() for s in network.scopes}
         self._vanished: dict[str, dict[str, str | None]] = {s.path: {} for s in network.scopes}
         self._dropped: dict[str, set[str]] = {s.path: set() for s in network.scopes}
-        self._prepended: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
         self._inserted: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
         self._early: dict[str, set[int]] = {s.path: set() for s in network.scopes}
-        self._copies: dict[tuple[object, ...], dict[bytes, str]] = {}
         self._unread: list[tuple[Scope, str]] = []
         self._merged: dict[str, dict[str, Load]] = {s.path: {} for s in network.scopes}
         self._held: list[tuple[Scope, str]] = []
+        self.constants = Storing(network, self._uses, later)
         for scope, merges in zip(network.scopes, network.merges, strict=True):
             self._land(scope, merges)
 
@@ -68,39 +56,17 @@ class Editor:
         values: Array,
         wanted: str,
     ) -> None:
-        """Make an input of a node a constant with the given values.
+        """Make an input of a node a constant with the given values; see `Storing.put`.
 
-        Inputs with the same values in place of one old tensor, whatever Identity operators hand it
-        on, share one. The old tensor is rewritten if only this node reads it and if it keeps its
-        shape and type. Otherwise a new tensor is made under a fresh name, in the graph of the old
-        one, where all its readers see it. For a constant that a merge makes, the values are stored
-        later. A sparse tensor stays one, with new numbers in its places, if the values are 0
-        elsewhere.
+        For a constant that a merge makes, the values are stored later.
         """
         owner = scope.owner(old.name) if old is not None else None
         if old is not None and owner is not None and old.name in self._merged[owner.path]:
             self._merged[owner.path][old.name] = lambda: values
             return
-        source, origin = scope.origin(old.name) if old is not None else (None, None)
-        home = source or owner or scope
-        like = (home.path, origin, values.shape, values.dtype.str)
-        copies = self._copies.get(like, {}) if old is not None else {}
-        name = copies.get(_digest(values)) if copies else None
-        known = name is not None
-        held, numbers = (None, values) if old is None or known else self._holder(old, values)
-        if old is not None and held is not None and self._may_rewrite(scope, old, values):
-            if held.data_location == TensorProto.EXTERNAL and not tensors.is_own(held):
-                self.relocated.append((held, tensors.external_location(held)))
-            tensors.write(held, numbers)
-            return
-        if name is None:
-            name, few = self.names.fresh(wanted), old.sparse if old is not None else None
-            if few is not None and held is not None and not home.is_function:
-                name = self._add_sparse(home, name, few, numbers)
-            else:
-                name = self._add_constant(home, name, values)
-            self._copies.setdefault(like, {})[_digest(values)] = name
-        self._connect(scope, node, position, name)
+        name = self.constants.put(scope, old, values, wanted)
+        if name is not None:
+            self._connect(scope, node, position, name)
 
     def connect(self, scope: Scope, position: int, number: int, name: str) -> None:
         """Let input ``number`` of a node that stays read another tensor."""
@@ -239,13 +205,13 @@ class Editor:
         for scope in self._scopes:
             for name, values in self._merged[scope.path].items():
                 if self._uses[scope.path][name] > 0:
-                    self._add_constant(scope, name, values())
+                    self.constants.add(scope, name, values())
         for owner, name in self._held:
             self._count(owner, name, -1)
         self._sweep()
         for scope in self._scopes:
             gone, dropped = self._gone[scope.path], self._dropped[scope.path]
-            vanished, first = self._vanished[scope.path], self._prepended[scope.path]
+            vanished, first = self._vanished[scope.path], self.constants.prepended[scope.path]
             if self._early[scope.path]:
                 order = lists.sort(scope, self._early[scope.path])
                 gone = {n for n, position in enumerate(order) if position in gone}
@@ -284,17 +250,6 @@ class Editor:
             for name, constant in patch.constants.items():
                 self._merged[scope.path][name] = _rounded(constant)
 
-    def _may_rewrite(self, scope: Scope, old: Constant, values: Array) -> bool:
-        owner = scope.owner(old.name)
-        return (
-            owner is not None
-            and old.name not in owner.protected
-            and self._uses[owner.path][old.name] == 1
-            and old.name not in self._annotated[owner.path]
-            and old.shape == values.shape
-            and old.data_type == tensors.data_type(values.dtype)
-        )
-
     def _connect(self, scope: Scope, node: NodeProto, number: int, name: str) -> None:
         while len(node.input) <= number:
             node.input.append("")
@@ -309,47 +264,6 @@ class Editor:
         self._uses[owner.path][name] += change
         if change < 0 and self._uses[owner.path][name] == 0:
             self._unread.append((owner, name))
-
-    def _holder(self, old: Constant, values: Array) -> tuple[TensorProto | None, Array]:
-        """The tensor that holds a constant, if it can hold these values, and its numbers then."""
-        if old.sparse is None or (old.shape, old.dtype) != (values.shape, values.dtype):
-            return old.stored, values
-        numbers = sparse.kept(old.sparse, values, self._base_dir)
-        return (None, values) if numbers is None else (old.sparse.values, numbers)
-
-    def _add_sparse(self, scope: Scope, name: str, like: SparseTensorProto, numbers: Array) -> str:
-        """A new sparse initializer, with other numbers in the places of one."""
-        assert isinstance(scope.graph, GraphProto)
-        self.created.add(name)
-        tensor = scope.graph.sparse_initializer.add(dims=like.dims)
-        tensor.values.CopyFrom(tensors.make(name, numbers))
-        tensor.indices.CopyFrom(tensors.make("", tensors.read(like.indices, self._base_dir)))
-        scope.sparse[name] = tensor
-        return name
-
-    def _add_constant(self, scope: Scope, name: str, values: Array) -> str:
-        """A new initializer; in a function, which has none, a Constant node.
-
-        Before IR version 4 an initializer must be an input too, and only the main graph can get new
-        inputs.
-        """
-        tensor = tensors.make(name, values)
-        self.created.add(name)
-        if scope.is_function:
-            self._prepended[scope.path].append(
-                helper.make_node("Constant", [], [name], value=tensor)
-            )
-            scope.initializers[name] = tensor
-            return name
-        while self._ir_version < 4 and scope.parent is not None:
-            scope = scope.parent
-        assert isinstance(scope.graph, GraphProto)
-        scope.graph.initializer.append(tensor)
-        scope.initializers[name] = tensor
-        if self._ir_version < 4:
-            info = helper.make_tensor_value_info(name, tensor.data_type, values.shape)
-            scope.graph.input.append(info)
-        return name
 
     def _sweep(self) -> None:
         """Remove constants without readers, and then those that only they read, and so on."""
@@ -372,17 +286,6 @@ class Editor:
                 self.remove(scope, position)
 
 
-def _digest(values: Array) -> bytes:
-    """What tells values of one shape and type from others."""
-    return hashlib.sha256(values.tobytes()).digest()
-
-
 def _rounded(constant: Constant) -> Load:
     """A function for the values of an unrounded constant, rounded to its stored type."""
     return lambda: np.asarray(constant.load()).astype(constant.dtype)
-
-
-def _annotated(scope: Scope) -> set[str]:
-    if isinstance(scope.graph, FunctionProto):
-        return set()
-    return {note.tensor_name for note in scope.graph.quantization_annotation}

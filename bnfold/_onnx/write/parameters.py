@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,14 @@ def write_parameters(
     and is stored once for all.
     """
     scope, node = graph.scope, graph.scope.nodes[position]
-    weight = site.new_weight(sides.behind, sides.ahead)
     bias = site.new_bias(sides.behind, sides.ahead)
     old_weight, old_bias = _constant(site.weight_value), _constant(site.bias_value)
     weight_name = old_weight.name if old_weight else node.input[site.weight]
-    if weight is not None:
-        editor.store(scope, node, site.weight, old_weight, weight, f"{weight_name}_folded")
+    make = partial(_new_weight, site, sides)
+    if site.rescales(sides.behind, sides.ahead) and not (
+        old_weight is not None and editor.constants.put_later(scope, old_weight, site.dtype, make)
+    ):
+        editor.store(scope, node, site.weight, old_weight, make(), f"{weight_name}_folded")
     if bias is not None and site.bias is not None:
         if site.bias_factor != 1.0:
             _reset(node, "beta")
@@ -54,6 +57,12 @@ def write_parameters(
             editor.connect(scope, position, site.bias, known)
         else:
             editor.store(scope, node, site.bias, old_bias, bias, wanted)
+
+
+def _new_weight(site: Site, sides: Sides) -> Array:
+    weight = site.new_weight(sides.behind, sides.ahead)
+    assert weight is not None
+    return weight
 
 
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:

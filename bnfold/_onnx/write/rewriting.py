@@ -27,14 +27,18 @@ from bnfold._onnx.write.standing import StandingOperator, connect_in_turn, opera
 from bnfold._plan.planner import Move, Moves
 
 
-def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten:
+def apply(
+    network: Network, settled: Iterable[tuple[Graph, Moves]], later: bool = False
+) -> Rewritten:
     """Carry out all moves on ``network.model``, in place.
 
     The order is: merged operators come into the graph; all maps are taken out, and operators that
     are left borrow from them; operators get their new parameters; tensors get their final names.
+    Weights that lie in the model's own file may be made ``later``, by whoever writes the model.
     """
-    editor = Editor(network)
-    result = Rewritten(relocated=editor.relocated, created=editor.created)
+    editor = Editor(network, later)
+    kept = editor.constants
+    result = Rewritten(relocated=kept.relocated, created=kept.created, made=kept.made)
     for merges in network.merges:
         result.applied += [step for patch in merges.patches for step in _merged(patch)]
     for (graph, moves), merges in zip(settled, network.merges, strict=True):
