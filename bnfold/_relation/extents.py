@@ -203,12 +203,13 @@ def _split(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]:
 
 
 def _pad(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]:
-    """Behind a Pad of all axes."""
+    """Behind a Pad of all axes in order."""
     data, pads = held.of_tensor(scope, node.input[0]), attributes(node).get("pads")
     if len(node.input) > 1 and node.input[1]:
         found = held.of_names(scope, node.input[1])
         pads = None if found is None else found.values
-    if data is None or pads is None or len(pads) != 2 * len(data):
+    chosen = len(node.input) > 3 and node.input[3]
+    if data is None or pads is None or chosen or len(pads) != 2 * len(data):
         return [None]
     pairs = zip(pads[: len(data)], pads[len(data) :], strict=True)
     return [

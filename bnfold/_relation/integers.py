@@ -127,7 +127,7 @@ class Integers:
         return tuple(a if isinstance(a, int) else b for a, b in zip(own, known, strict=True))
 
     def is_known(self, scope: Scope, name: str) -> bool:
-        """Whether inference knows all sizes of a tensor, as numbers or words that stand for some."""
+        """Whether inference knows all sizes of a tensor: numbers, or words that stand for some."""
         told = self.side.shapes.sizes(scope, name)
         return told is not None and all(self._told(size) is not None for size in told)
 
