@@ -116,7 +116,9 @@ def run(model: Path, rounds: int) -> tuple[list[Case], list[Comparison]]:
     click = Case("import click", [python, "-c", "import click"])
     measure([shown, click], 3 * rounds, output)
 
+    size = model.stat().st_size / 1e6
     comparisons = [
+        Comparison("bnfold / model, memory", statistics.median(verified.megabytes) / size, "x", 4),
         ratio("bnfold --no-verify / load + save, time", folded.seconds, floor.seconds, 1.3),
         ratio("bnfold --no-verify / load + save, memory", folded.megabytes, floor.megabytes, 1.3),
         Comparison(

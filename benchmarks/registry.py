@@ -38,7 +38,8 @@ def draw(folder: Path, count: int, real: Path | None, huge: bool) -> None:
     import numpy as np
     import onnx
 
-    from tests import fuzz, graphs
+    from tests import graphs
+    from tests.fuzz import mutation
 
     folder.mkdir()
     made = 0
@@ -65,11 +66,11 @@ def draw(folder: Path, count: int, real: Path | None, huge: bool) -> None:
         whole = graphs.model(*pieces, x=(1, 1024, 4, 4), y=source)
         onnx.save(whole, folder / "huge.onnx", save_as_external_data=True, location="huge.bin")
         made += 1
-    bases, rng = fuzz.corpus(), np.random.default_rng(0)
+    bases, rng = mutation.corpus(), np.random.default_rng(0)
     number = 0
     while made < count:
         number += 1
-        model = fuzz.mutated(bases, number) if number % 4 == 0 else None
+        model = mutation.mutated(bases, number) if number % 4 == 0 else None
         if model is None:
             model = onnx.ModelProto.FromString(bases[int(rng.integers(len(bases)))])
         try:

@@ -11,6 +11,10 @@ class UsageError(BnfoldError):
     """What was asked cannot be done as given: an unreadable model, a wrong path, wrong inputs."""
 
 
+class Unwritable(UsageError):
+    """A file cannot be written where it is to lie: the disk is to blame, not the model."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something; the error's class if none does."""
     lines = (line.strip() for line in str(error).splitlines())

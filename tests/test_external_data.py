@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -152,6 +153,46 @@ def test_a_draft_that_vanishes_takes_no_data_along(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in target.parent.iterdir()} == before
 
 
+@pytest.mark.parametrize("shared", ["a weight that stays", "another that folds", "a part"])
+@pytest.mark.parametrize("told", [True, False])
+def test_bytes_that_several_tensors_have_are_not_overwritten(shared, told, tmp_path):
+    """Tools write weights that are equal once. What folds into one of them changes no other."""
+    made = model(
+        conv("conv1", "x", "c1", (8, 8, 3, 3)),
+        bn("bn1", "c1", "b1", 8),
+        op("Relu", "b1", "r"),
+        conv("conv2", "r", "c2", (8, 8, 3, 3)),
+        bn("bn2", "c2", "b2", 8) if shared == "another that folds" else op("Relu", "c2", "b2"),
+        op("Add", "b2 small", "y"),
+        x=(1, 8, 8, 8),
+        weights={"small": rand(3, 1, 1, 1)},
+    )
+    source = saved(made, tmp_path / "in", size=4)
+    raw = onnx.load(source, load_external_data=False)
+    other = "small" if shared == "a part" else "conv2.w"
+    places = {t.name: {e.key: e for e in t.external_data} for t in raw.graph.initializer}
+    first = int(places["conv1.w"]["offset"].value) + (16 if shared == "a part" else 0)
+    places[other]["offset"].value = str(first)
+    if not told:  # The length is that of the numbers then.
+        for tensor in raw.graph.initializer:
+            del tensor.external_data[:]
+            for key in ("location", "offset"):
+                tensor.external_data.add(key=key, value=places[tensor.name][key].value)
+    source.write_bytes(raw.SerializeToString())
+    stored = {tensor.name: tensor for tensor in made.graph.initializer}
+    skipped = 16 if shared == "a part" else 0
+    alike = stored["conv1.w"].raw_data[skipped:][: len(stored[other].raw_data)]
+    stored[other].raw_data = alike
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    bnfold.fold(source, target)
+    folded = onnx.load(target, load_external_data=False)
+    for tensor in folded.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(tensors.read(tensor, target.parent), tensor.name))
+    assert counts(folded).get("BatchNormalization", 0) == 0
+    assert_same(made, folded)
+
+
 def test_data_in_a_folder_below(tmp_path):
     m = two_blocks()
     source = saved(m, tmp_path / "in", location="data/w.bin")
@@ -225,16 +266,19 @@ def test_symbolic_links_as_model_hubs_make_them(tmp_path):
     assert_same(m, onnx.load(target))
 
 
-def test_data_outside_the_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("location", ["../secret.bin", "secret.bin/", "secret.bin/."])
+def test_data_elsewhere_is_refused(location, tmp_path):
+    """Outside the folder; or below a file, which `pathlib` would take for the file itself."""
     source = saved(two_blocks(), tmp_path / "in")
-    (tmp_path / "in" / "weights.bin").rename(tmp_path / "secret.bin")
+    place = tmp_path / "in" / location if location[0] != "." else tmp_path / "secret.bin"
+    (tmp_path / "in" / "weights.bin").rename(place)
     raw = onnx.load(source, load_external_data=False)
     for t in raw.graph.initializer:
         for e in t.external_data:
             if e.key == "location":
-                e.value = "../secret.bin"
+                e.value = location
     source.write_bytes(raw.SerializeToString())
-    with pytest.raises(Exception, match=r"secret\.bin"):
+    with pytest.raises(bnfold.UsageError, match=r"secret\.bin"):
         bnfold.fold(source, tmp_path / "folded.onnx")
 
 
@@ -344,3 +388,18 @@ def test_data_that_shrink_do_not_end_the_process(what, tmp_path):
     assert code == 0, f"ended with {code}"
     assert told.startswith(f"{path}: external data {path.with_name('weights.bin')} ends before")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["r", "c", "r+"])
+def test_arrays_whose_pages_are_dropped_hold_what_they_held(mode: str, tmp_path: Path) -> None:
+    """What is written into a copy of pages, or into no file at all, would be gone with them."""
+    np.arange(10_000, dtype=np.float32).tofile(tmp_path / "w")
+    array = np.memmap(tmp_path / "w", np.float32, mode, 400, (99, 97))
+    shared = np.frombuffer(mmap.mmap(-1, 4096), np.float32)
+    if mode != "r":
+        array[3] = 7
+    shared[:] = 7
+    before = np.array(array)
+    tensors.let_go([np.asarray(array), np.asarray(array).T[1:], shared, np.ones(3)])
+    assert np.array_equal(array, before)
+    assert (shared == 7).all()

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
+from onnx import ModelProto
 
-from . import fuzz
+from bnfold._core import channels
+from bnfold._onnx.files import save
+
+from .cli import examples
+from .fuzz import command, library, mutation
+from .fuzz.cases import Case
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(3000, marks=pytest.mark.slow)])
 def test_mutated_models(count):
-    ends, wrong = fuzz.search(0, count)
+    ends, wrong = library.search(0, count)
     assert not wrong
     assert sum(ends.values()) == count
     assert {"refused", "checked"} <= ends.keys()  # not all are refused, and some are compared
 
 
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_files_through_the_command(count):
+    """Exit codes, lines, what is left on disk: what a call of the library does not show."""
+    ends, wrong = command.search(0, count)
+    assert not wrong
+    assert sum(ends.values()) == count
+    assert {"code-0-compared", "code-2"} <= ends.keys()
+
+
 def off(folded):
     for tensor in folded.graph.initializer:
         if tensor.data_type == 1 and tensor.raw_data:
-            values = fuzz.np.frombuffer(tensor.raw_data, fuzz.np.float32)
-            tensor.raw_data = (values * fuzz.np.float32(1.1)).tobytes()
+            values = np.frombuffer(tensor.raw_data, np.float32)
+            tensor.raw_data = (values * np.float32(1.1)).tobytes()
 
 
 def cut(folded):
@@ -31,23 +47,23 @@ def cut(folded):
 @pytest.mark.parametrize(("spoil", "least"), [(off, 0.5), (cut, 1.0)])
 def test_a_wrong_fold_is_found(spoil, least, monkeypatch):
     """The oracle looks: a fold that is 10 % off is wrong, and so is one that does not run."""
-    real = fuzz.bnfold.fold
+    real = library.bnfold.fold
 
     def spoilt(made):
         folded = real(made)
         spoil(folded)
         return folded
 
-    bases = fuzz.corpus()[::25]
-    models = [fuzz.ModelProto.FromString(base) for base in bases]
-    right = [model for model in models if fuzz.check(model) == "checked"]
+    bases = mutation.corpus()[::25]
+    models = [ModelProto.FromString(base) for base in bases]
+    right = [model for model in models if library.check(model) == "checked"]
     assert len(right) > 20
-    monkeypatch.setattr(fuzz.bnfold, "fold", spoilt)
+    monkeypatch.setattr(library.bnfold, "fold", spoilt)
     found = 0
     for model in right:
         try:
-            fuzz.check(model)
-        except fuzz.Wrong:
+            library.check(model)
+        except library.Wrong:
             found += 1
     assert found >= least * len(right)
 
@@ -55,16 +71,74 @@ def test_a_wrong_fold_is_found(spoil, least, monkeypatch):
 def test_what_ends_the_process(capfd):
     """Behind the original it is onnxruntime, behind the folded model the fold."""
     base = next(
-        base for base in fuzz.corpus() if fuzz.check(fuzz.ModelProto.FromString(base)) == "checked"
+        base
+        for base in mutation.corpus()
+        if library.check(ModelProto.FromString(base)) == "checked"
     )
     capfd.readouterr()
-    fuzz.check(fuzz.ModelProto.FromString(base))
+    library.check(ModelProto.FromString(base))
     before, folded = capfd.readouterr().out.split()
     ends, wrong = Counter(), {}
     lines = ["1 refused", f"2 {before} folded", f"3 {before} {folded} checked", "4 WRONG so"]
-    assert fuzz.count_ends([*lines, f"5 {before} "], -6, ends, wrong) == 5
-    assert fuzz.count_ends([f"6 {before} {folded} "], -11, ends, wrong) == 6
-    assert fuzz.count_ends(["7 "], -11, ends, wrong) == 7
-    assert fuzz.count_ends([], 1, ends, wrong) is None
+    assert library.count_ends([*lines, f"5 {before} "], -6, ends, wrong) == 5
+    assert library.count_ends([f"6 {before} {folded} "], -11, ends, wrong) == 6
+    assert library.count_ends(["7 "], -11, ends, wrong) == 7
+    assert library.count_ends([], 1, ends, wrong) is None
     assert set(ends) == {"refused", "folded", "checked", "crashes onnxruntime"}
     assert wrong.keys() == {4, 6, 7}
+
+
+def shouting(*_):
+    print("\x1b[31m")
+
+
+def raising(*_):
+    raise KeyError(0)
+
+
+def littering(draft):
+    (draft.destination.parent / "more").write_text("x")
+
+
+def wasteful(*_):
+    np.ones(900 << 20, np.int8)
+
+
+def spoiling(draft):
+    draft.finished.write_bytes(draft.finished.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (None, None),
+        ((channels, "scaled", lambda w, s, layout, dtype: w.astype(dtype)), "differs by"),
+        ((save.PendingFile, "commit", shouting), "it prints"),
+        ((save.PendingFile, "commit", raising), "defect of bnfold"),
+        ((save.PendingFile, "commit", lambda *_: None), "there is no o.onnx"),
+        ((save.PendingFile, "commit", wasteful), "it takes [0-9]+ MB"),
+        ((save.PendingFile, "commit", littering), "new"),
+        ((save.PendingFile, "commit", spoiling), "cannot be loaded|is not valid|does not"),
+    ],
+)
+def test_what_the_command_may_not_do_is_found(plant, words, monkeypatch):
+    """One plant of each kind; without one nothing is found."""
+    if plant is not None:
+        where, name, wrong = plant
+        right = getattr(where, name)
+
+        def both(*args):
+            found = wrong(*args)
+            return right(*args) if name == "commit" and wrong in _ASIDE else found
+
+        monkeypatch.setattr(where, name, both)
+    case = Case({"m.onnx": examples.foldable().SerializeToString()}, {}, _ARGUMENTS)
+    if words is None:
+        assert command.judge(case, 1 << 31) == "code-0-compared"
+        return
+    with pytest.raises(library.Wrong, match=words):
+        command.judge(case, 300 << 20)
+
+
+_ASIDE = (shouting, littering, wasteful, spoiling)
+_ARGUMENTS = ("fold", "m.onnx", "-o", "o.onnx", "--no-verify")

@@ -15,11 +15,25 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import bnfold
+from bnfold._errors import UsageError
 from bnfold._onnx.read.order import in_order
 
 from .cli.command import bnfold as run_command
 from .functions import block, call, params
-from .graphs import bn, const, constants, conv, counts, feeds, graphs, model, op, run, subgraph
+from .graphs import (
+    bn,
+    const,
+    constants,
+    conv,
+    counts,
+    feeds,
+    graphs,
+    model,
+    op,
+    run,
+    session,
+    subgraph,
+)
 
 
 def shuffled(made: ModelProto, seed: int) -> ModelProto:
@@ -130,8 +144,70 @@ def test_a_name_that_a_body_has_for_itself_is_none_of_the_graph_around():
         op("If", "cond", "z", then_branch=body, else_branch=other),
         op("Abs", "z", "r1"),
         op("Neg", "r1", "y"),
+        weights={"cond": np.array(True)},
     )
     assert in_order(made) is made
+
+
+def test_nodes_of_a_function_come_in_order():
+    nodes = [op("Neg", "t", "y"), op("Abs", "a", "t")]
+    function = helper.make_function("my", "F", ["a"], ["y"], nodes, [helper.make_opsetid("", 17)])
+    made = model(helper.make_node("F", ["x"], ["y"], domain="my"), functions=[function])
+    assert [node.op_type for node in in_order(made).functions[0].node] == ["Abs", "Neg"]
+
+
+UNDEFINED = {
+    "an operator": (model(op("Add", "x lost", "y")), "y_add reads"),
+    "an operator that nobody reads": (model(op("Abs", "x", "y"), op("Abs", "lost", "z")), "reads"),
+    "an output": (model(op("Abs", "x", "y"), y="lost"), "asks for"),
+    "a branch": (
+        model(
+            op(
+                "If",
+                "c",
+                "y",
+                then_branch=subgraph(op("Add", "x lost", "y")),
+                else_branch=subgraph(op("Abs", "x", "y")),
+            ),
+            weights={"c": np.array(True)},
+        ),
+        "asks for",
+    ),
+    "a branch's output": (
+        model(
+            op(
+                "If",
+                "c",
+                "y",
+                then_branch=subgraph(op("Abs", "x", "z"), y="lost"),
+                else_branch=subgraph(op("Abs", "x", "y")),
+            ),
+            weights={"c": np.array(True)},
+        ),
+        "asks for",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", UNDEFINED)
+def test_what_nothing_writes_cannot_be_read(where):
+    """No runtime loads it, and whatever is read there might be anything."""
+    made, who = UNDEFINED[where]
+    with pytest.raises(UsageError, match=rf"{who} the tensor 'lost', which is no input"):
+        in_order(made)
+    with pytest.raises(Exception, match="lost"):
+        session(made)
+
+
+@pytest.mark.parametrize("output", ["y", "lost"])
+def test_what_nothing_in_a_function_writes(output):
+    nodes = [op("Add", "a lost" if output == "y" else "a a", "y")]
+    function = helper.make_function(
+        "my", "F", ["a"], [output], nodes, [helper.make_opsetid("", 17)]
+    )
+    made = model(helper.make_node("F", ["x"], ["y"], domain="my"), functions=[function])
+    with pytest.raises(UsageError, match="the tensor 'lost', which is no input"):
+        in_order(made)
 
 
 def branched(name, *ahead, behind=(), y="y", result="z", reads="x", opset=13):
@@ -324,7 +400,8 @@ def test_ten_times_the_nodes_are_ten_times_the_work():
             SimpleNamespace(input=[one], output=[other], attribute=[])
             for one, other in pairwise(names)
         ]
-        stored = {"input": [], "initializer": [], "sparse_initializer": []}
+        stored = {"input": [SimpleNamespace(name=names[0])], "output": [], "initializer": []}
+        stored["sparse_initializer"] = []
         made = SimpleNamespace(graph=SimpleNamespace(name="", node=nodes, **stored), functions=[])
         Counted.looks = 0
         assert in_order(made) is made

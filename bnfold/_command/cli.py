@@ -65,7 +65,7 @@ def main() -> None:
     ),
     groups={
         "What is written": ["output", "in_place", "check", "report", "page", "form"],
-        "Many models": ["output_dir", "jobs", "resume"],
+        "Many models": ["output_dir", "jobs", "resume", "drawn"],
         "What folds": ["frozen", "equal_dims", "depthwise", "equalize", "simplify", "tidy"],
         "What the input is": [*preprocessing.NAMES, "expose_normalization"],
         "How it is verified": ["no_verify", "no_prove", *options.COMPARED],
@@ -73,7 +73,7 @@ def main() -> None:
         "What is printed": ["verbose", "quiet", "colour"],
     },
 )
-@click.argument("models", type=PATH, metavar="MODEL", nargs=-1, required=True)
+@click.argument("models", type=PATH, metavar="MODEL...", nargs=-1, required=True)
 @click.option(
     "-o",
     "--output",
@@ -145,6 +145,7 @@ def fold(
     output_dir: Path | None,
     jobs: int,
     resume: bool,
+    drawn: bool,
     **comparison: Any,
 ) -> int:
     """Fold MODEL. Without -o or --in-place, say what would happen and write nothing.
@@ -163,7 +164,7 @@ def fold(
     targets.refuse_stream("--report", report)
     if check:
         writing = ("output", "in_place", "page", "equalize", "simplify", "output_dir", "jobs")
-        others = ("resume", "expose_normalization", "tidy")
+        others = ("resume", "drawn", "expose_normalization", "tidy")
         unused = (*writing, *others, *options.NAMES, *preprocessing.NAMES)
         options.refuse(context, ("no_prove",), "--check writes nothing and runs no model")
         options.refuse(context, unused, "--check writes nothing and runs no model")
@@ -173,14 +174,14 @@ def fold(
     if output_dir is not None:
         from bnfold._command.registry import fold_all
 
-        options.refuse(
-            context, ("output", "in_place", "report", "page"), "--output-dir writes many files"
-        )
+        single = ("output", "in_place", "report")
+        options.refuse(context, single, "--output-dir writes many files")
+        options.refuse(context, ("page",), "with --output-dir say --pages: a page for each model")
         if no_verify:
             options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
         spoken = (form, verbose, quiet)
-        return fold_all(context, models, output_dir, jobs, resume, spoken)
-    options.refuse(context, ("jobs", "resume"), "without --output-dir there is one model")
+        return fold_all(context, models, output_dir, jobs, resume, drawn, spoken)
+    options.refuse(context, ("jobs", "resume", "drawn"), "without --output-dir there is one model")
     if len(models) > 1:
         raise UsageError(
             f"one model at a time, not also {models[1]}; --output-dir and --check take several"
@@ -247,7 +248,8 @@ def fold(
     seconds = time.monotonic() - begun
     from bnfold._command.telling import tell_fold
 
-    tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet)
+    words = pages.words(context)
+    tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet, words)
     pages.tell(page, form, quiet)
     return EXIT_CODES[outcome.verdict.status]
 

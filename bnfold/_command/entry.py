@@ -54,7 +54,9 @@ class Commands(click.Group):
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> None:
-        """Run the command and exit. An error prints one line and leaves no file behind."""
+        """Run the command and exit. An error prints one line and leaves no file behind; it is the
+        cause of the exit.
+        """
         extra["standalone_mode"] = False
         terminal.choose_colour("auto")
         with _interruptible() as signals:
@@ -62,7 +64,7 @@ class Commands(click.Group):
                 sys.exit(super().main(args, prog_name, **extra) or PASSED)
             except time_limit.TimeUp as error:
                 terminal.complain(f"error: {error}")
-                sys.exit(UNDECIDED)
+                raise SystemExit(UNDECIDED) from error
             except (Exception, KeyboardInterrupt) as error:
                 # An interrupt during the import of a compiled module raises another error.
                 if signals or isinstance(error, (click.Abort, KeyboardInterrupt)):
@@ -74,7 +76,7 @@ class Commands(click.Group):
                     raise
                 else:
                     terminal.complain(f"error: {in_one_line(error)}")
-                sys.exit(code_of(error))
+                raise SystemExit(code_of(error)) from error
 
     def invoke(self, context: click.Context) -> Any:
         """Run the subcommand. The user does not see the warnings of libraries."""

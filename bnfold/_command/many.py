@@ -28,6 +28,12 @@ _OWN = frozenset(
 def many(command: Command) -> Command:
     """Give a command the options for many models."""
     command = click.option(
+        "--pages",
+        "drawn",
+        is_flag=True,
+        help="With --output-dir: write a page for each model, too, as --html does for one.",
+    )(command)
+    command = click.option(
         "--resume",
         is_flag=True,
         help="With --output-dir: skip models that are done and have not changed.",

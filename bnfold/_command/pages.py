@@ -40,8 +40,17 @@ def showing(command: Command) -> Command:
 
 
 def remember(context: click.Context, typed: Sequence[str]) -> None:
-    """Keep what the user has typed: a page says how it was made."""
-    context.meta[_TYPED] = list(typed)
+    """Keep what the user has typed: a page says how it was made.
+
+    Where the command is one of many, ``context.obj`` has what a user would type for this one.
+    """
+    context.meta[_TYPED] = list(context.obj or typed)
+
+
+def words(context: click.Context) -> Sequence[str]:
+    """What the user has typed, without the word ``fold``."""
+    typed: Sequence[str] = context.meta.get(_TYPED, ())
+    return typed
 
 
 def check(page: Path | None, *others: Path | None) -> None:
@@ -87,10 +96,11 @@ def of_fold(
 ) -> None:
     """Write the page of a fold. An error says that the model was written before it."""
     from bnfold._report.page.making import page_of_fold
+    from bnfold._report.text import typed
 
     more = []
     if outcome.output is not None and outcome.output != outcome.model:
-        pair = [str(outcome.model), str(outcome.output)]
+        pair = [typed(outcome.model), typed(outcome.output)]
         more = [["verify", *pair], ["verify", *pair, "--prove"]]
     try:
         page_of_fold(page, outcome, seen, _run(context, begun, more))
@@ -124,5 +134,5 @@ def of_comparison(
 def _run(context: click.Context, begun: float, more: Sequence[Sequence[str]]) -> Run:
     from bnfold._report.page.document import Run
 
-    lines = [context.meta.get(_TYPED, []), *more]
+    lines = [words(context), *more]
     return Run([shlex.join(["bnfold", *line]) for line in lines], time.monotonic() - begun)

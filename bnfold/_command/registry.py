@@ -13,12 +13,14 @@ import click
 
 from bnfold._command import terminal
 from bnfold._command.many import options_of
+from bnfold._command.telling import show_lines
 from bnfold._core.result import counted
-from bnfold._errors import UsageError
-from bnfold._registry import index, worker
+from bnfold._registry import forms, index, worker
 from bnfold._registry.fingerprint import Option
 from bnfold._registry.report import Report
 from bnfold._registry.unit import ask
+from bnfold._report.ci import summarize_step
+from bnfold._report.page.layout import layout_library
 from bnfold._report.text import json_text
 from bnfold.registry import Registry, Task, find
 
@@ -32,31 +34,45 @@ def fold_all(
     output_dir: Path,
     jobs: int,
     resume: bool,
+    pages: bool,
     spoken: tuple[str, bool, bool],
 ) -> int:
     """Fold all models, and give the worst exit code: the largest, as --check does.
 
-    ``spoken`` is the form of what is printed, whether all of it is, and whether nothing is where
-    all is well.
+    ``pages``: each gets a page, too. ``spoken`` is the form of what is printed, whether all of it
+    is, and whether nothing is where all is well.
 
     Raises:
         UsageError: there is no model, nothing can be written, or an option is not for many models.
     """
     form, verbose, quiet = spoken
-    if form not in ("text", "json"):
-        raise UsageError(f"--output-format {form} takes one model at a time")
+    if pages:
+        layout_library()
     registry = find(given, output_dir)
     with terminal.Progress() as progress:
         reports = run_all(
             registry, options_of(context), jobs=jobs, resume=resume, progress=progress
         )
     reports = sorted([*registry.refused, *reports], key=lambda report: report.name)
-    if form == "json":
-        told = index.document(registry.output, reports, registry.passed_over, True)
-        terminal.show_whole(json_text(told, ascii_only=True))
+    if form != "text":
+        _tell_programs(registry, reports, form)
     elif not quiet or any(report.code for report in reports):
         terminal.show(_lines(registry, reports, output_dir, verbose))
     return max(report.code for report in reports)
+
+
+def _tell_programs(registry: Registry, reports: Sequence[Report], form: str) -> None:
+    """Print what became of all models, in a form for programs and CI servers."""
+    told = index.document(registry.output, reports, registry.passed_over, True)
+    if form == "json":
+        terminal.show_whole(json_text(told, ascii_only=True))
+    elif form == "junit":
+        terminal.show_whole(forms.junit(reports))
+    elif form == "markdown":
+        show_lines(list(forms.markdown(told)))
+    else:
+        summarize_step(list(forms.markdown(told)))
+        show_lines(forms.annotated(reports))
 
 
 def run_all(

@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 
 def tell_fold(
-    outcome: Outcome, form: str, seconds: float, verbose: bool, power: bool, quiet: bool
+    outcome: Outcome,
+    form: str,
+    seconds: float,
+    verbose: bool,
+    power: bool,
+    quiet: bool,
+    words: Sequence[str],
 ) -> None:
-    """Print the outcome of a fold."""
+    """Print the outcome of a fold. ``words`` are those of the command line."""
     status = outcome.verdict.status
     if form == "text":
-        terminal.show(text.outcome_lines(outcome, verbose, power, quiet))
+        terminal.show(text.outcome_lines(outcome, verbose, power, quiet, words))
     elif form == "json":
         document = text.outcome_document(outcome)
         terminal.show_whole(text.json_text(document, ascii_only=True))

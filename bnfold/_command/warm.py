@@ -86,16 +86,17 @@ def _worked(request: Request) -> Report:
         return failed(request, error)
 
 
-def _command(arguments: list[str]) -> int:
+def _command(arguments: list[str], words: list[str]) -> tuple[int, BaseException | None]:
     from bnfold._command.cli import main
 
     try:
-        main.main(["fold", *arguments], "bnfold")
+        main.main(["fold", *arguments], "bnfold", obj=words)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else UNUSABLE
+        return (end.code if isinstance(end.code, int) else UNUSABLE), end.__cause__
     except Exception as error:  # BNFOLD_TRACEBACK asks for it.
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-    return UNUSABLE
+        return UNUSABLE, error
+    return UNUSABLE, None
 
 
 def _forked(request: Request, requests: int) -> Report | None:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
+from bnfold._core import sketch
+
 
 def table(rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
     """Yield the lines of a table of names and numbers."""
@@ -123,13 +125,15 @@ class Plan:
 
     ``before`` and ``after`` count operators by type, in the main graph, all bodies and all local
     functions. If calls of functions are inlined, those of a function count as often as it is
-    called, and Constants are left out.
+    called, and Constants are left out. ``order`` has graph, name and type of each operator that
+    data pass, in their order, for a picture; it is no part of what a plan is.
     """
 
     folds: tuple[Fold, ...]
     kept: tuple[Kept, ...]
     before: Mapping[str, int]
     after: Mapping[str, int]
+    order: tuple[tuple[str, str, str], ...] = field(default=(), compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data for JSON."""
@@ -147,15 +151,28 @@ class Plan:
         return "\n".join((*fold_lines(self), *table(rows), *kept_lines(self)))
 
     def _repr_html_(self) -> str:
-        """The same for notebooks, with all that stays but biases of linear operators."""
+        """The same for notebooks, with a picture of the operators before and after, and all that
+        stays but biases of linear operators.
+        """
         said = "; ".join(fold_lines(self)) or "nothing to fold"
-        parts = [f"<p>{escape(said)}</p>"]
+        parts = [f"<p>{escape(said)}</p>", self._picture()]
         if self.folds:
             parts.append(html_table(("operator", "before", "after"), changed_operators(self)))
         if stays := [k for k in self.kept if not k.is_bias]:
             rows = [(k.node, k.op, k.code, k.message, k.graph) for k in stays]
             parts.append(html_table(("stays", "operator", "code", "why", "graph"), rows))
         return "".join(parts)
+
+    def _picture(self) -> str:
+        stays = {
+            (k.graph, k.node): k.brief or k.message
+            for k in self.kept
+            if k.kind == "map" and not k.is_bias
+        }
+        folds = [(f.graph, f.nodes, f.into, ", ".join(f.laws)) for f in self.folds]
+        cells, arcs = sketch.fates(self.order, folds, stays)
+        counts = sum(self.before.values()), sum(self.after.values())
+        return sketch.before_and_after(cells, arcs, counts) if cells else ""
 
 
 def changed_operators(plan: Plan) -> list[tuple[str, str, str]]:

@@ -20,6 +20,7 @@ from bnfold._errors import UsageError
 from bnfold._judge.difference import NOT_FINITE_ALIKE
 from bnfold._judge.settings import Settings
 from bnfold._judge.verdict import Cause, EndToEnd, OutputCheck
+from bnfold._onnx.files.load import why_invalid
 from bnfold._relation.proof import Proof, Stopped, prove
 from bnfold._run.bounds import Bounds
 from bnfold._run.ports import alike_in_ports, renamed
@@ -81,6 +82,10 @@ def proof_of(
     except MemoryError:
         return Proof("not proved", "", "out of memory")
     except Exception as error:
+        for side, model in (("original", one), ("folded model", other)):
+            problem = why_invalid(model)
+            if problem is not None:
+                return Proof("not proved", "", f"the {side} is not a valid ONNX model: {problem}")
         return of_defect(error)
 
 

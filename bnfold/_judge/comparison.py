@@ -62,10 +62,11 @@ def run_and_compare(
     seen = bench.run_original()
     terms.progress("measuring the tolerance")
     measured = measure(bench, terms, seen, resting)
-    bench.original.release()
+    _give_back(bench, measured)
     terms.progress("running the folded model")
     trials = bench.run_folded(seen)
     measured = measured_again(bench, terms, measured, trials)
+    _give_back(bench, measured)
     checks = [
         _check(bench, measured, (index, output), trial)
         for index, trial in enumerate(trials)
@@ -75,6 +76,13 @@ def run_and_compare(
         outputs = [pair for t in trials for pair in zip(t.original, t.folded, strict=True)]
         checks = [_with_spread(check, *pair) for check, pair in zip(checks, outputs, strict=True)]
     return Comparison(bench.outputs, trials, measured, checks)
+
+
+def _give_back(bench: Bench, measured: Measurement) -> None:
+    """Give back the memory of the original and of its moved weights, until they run again."""
+    bench.original.release()
+    if measured.sensitivity is not None:
+        measured.sensitivity.release()
 
 
 def without_taps(bench: Bench, compared: Comparison) -> list[OutputCheck]:

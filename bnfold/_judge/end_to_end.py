@@ -256,8 +256,9 @@ def decided(bench: Bench, terms: Terms, judge: Callable[[], EndToEnd]) -> EndToE
         return end_to_end_result(bench, terms, error.status, (), str(error))
     except Exhausted as error:
         return end_to_end_result(bench, terms, "inconclusive", (), str(error))
-    except MemoryError:
-        return end_to_end_result(bench, terms, "inconclusive", (), "out of memory")
+    except MemoryError as error:
+        why = str(error) or "out of memory"
+        return end_to_end_result(bench, terms, "inconclusive", (), why)
 
 
 def end_to_end_result(

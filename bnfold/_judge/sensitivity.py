@@ -45,6 +45,10 @@ class Sensitivity:
         self.rounding: dict[tuple[int, int], Array] = {}
         self.jumps: dict[tuple[int, int], bool] = {}
 
+    def release(self) -> None:
+        """Give back the memory of moved weights; it is taken again for the next draw."""
+        self._noise.release()
+
     def draw_rounding(
         self, sets: Mapping[int, tuple[InputSet, Sequence[Any]]], still: bool = False
     ) -> None:

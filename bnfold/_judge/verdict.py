@@ -9,6 +9,7 @@ from enum import Enum
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
+from bnfold._core import sketch
 from bnfold._core.result import counted, html_table
 from bnfold._judge.difference import Spread
 from bnfold._judge.proof_text import proof_lines
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Status = Literal["pass", "fail", "inconclusive"]
 _SUSPECTS = 5
+_PICTURED = 12
+"""So many outputs are in the picture for notebooks, the farthest ones."""
 
 
 class Cause(Enum):
@@ -250,7 +253,7 @@ class EndToEnd:
         return "\n".join((*end_to_end_lines(self, verbose=False), f"verification: {self.status}"))
 
     def _repr_html_(self) -> str:
-        """The same for notebooks, with every check."""
+        """The same for notebooks, with every check, and how far outputs and layers are off."""
         header = ("output", "inputs", "verdict", "difference", "tolerance", "note")
         rows = [
             (c.output, c.inputs, c.status, _number(c.difference), _number(c.tolerance), c.note)
@@ -258,9 +261,14 @@ class EndToEnd:
         ]
         proved = [*proof_lines(self.proof, False)] if self.proof is not None else []
         said = [*proved, *located(self), *self.notes]
-        return (
-            f"<p>verification: <b>{self.status}</b></p>{html_table(header, rows) if rows else ''}"
-            + "".join(f"<p>{escape(line)}</p>" for line in said)
+        far = sorted(self.checks, key=lambda check: -(check.ratio or 0.0))[:_PICTURED]
+        told = [(f"{c.output} on {c.inputs} inputs", c.ratio, c.status) for c in far]
+        measured = [(name, ratio, status) for name, ratio, status in told if ratio is not None]
+        layers = [layer.distance for layer in self.proof.layers] if self.proof else []
+        picture = sketch.bars(measured, layers)
+        table = html_table(header, rows) if rows else ""
+        return f"<p>verification: <b>{self.status}</b></p>{picture}{table}" + "".join(
+            f"<p>{escape(line)}</p>" for line in said
         )
 
 

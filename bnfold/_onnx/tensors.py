@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import secrets
@@ -52,6 +53,12 @@ def width(kind: int) -> int:
         return 8 * int(np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize)
     except (KeyError, ValueError, TypeError):
         return 0
+
+
+def stored_bytes(tensor: TensorProto) -> int:
+    """How many bytes a tensor's values take; 0 for a type that is not known."""
+    count: int = math.prod(tensor.dims)
+    return -(-count * width(tensor.data_type) // 8)
 
 
 def read(tensor: TensorProto, base_dir: Path | None) -> Array:
@@ -105,6 +112,19 @@ def mapped(tensor: TensorProto, base_dir: Path | None) -> Array:
     if tensor.data_location == TensorProto.EXTERNAL:
         return _read_external(tensor, base_dir)
     return read(tensor, base_dir)
+
+
+def let_go(arrays: Iterable[Array]) -> None:
+    """Let the system drop the pages of arrays that are mapped; who looks again reads them again."""
+    for array in arrays:
+        view: Any = array
+        while isinstance(view, np.ndarray) and not isinstance(view, np.memmap):
+            view = view.base
+        only_read = isinstance(view, np.memmap) and view.mode == "r"
+        while only_read and isinstance(view, np.ndarray):
+            view = view.base
+        if only_read and isinstance(view, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            view.madvise(mmap.MADV_DONTNEED)
 
 
 def write(tensor: TensorProto, values: Array) -> None:
@@ -213,6 +233,8 @@ def external_path(name: str, location: str, base_dir: Path) -> Path:
     Raises `UsageError` where the location leads out of the model's folder.
     """
     relative = Path(location)
+    if location.endswith(("/", "/.")):  # pathlib would drop it, the system would not.
+        raise UsageError(f"external data of tensor {name!r}: {location!r} is the name of a folder")
     if relative.is_absolute() or ".." in relative.parts:
         raise UsageError(
             f"external data of tensor {name!r}: the location {location!r} leads out of the model's "
@@ -233,7 +255,7 @@ def _external(tensor: TensorProto, base_dir: Path | None) -> tuple[Path, int, in
             "pass base_dir, the folder of the model"
         )
     path = external_path(tensor.name, location, base_dir)
-    size = -(-math.prod(tensor.dims) * width(tensor.data_type) // 8)
+    size = stored_bytes(tensor)
     if length is not None and length != size:
         raise UsageError(
             f"tensor {tensor.name!r}: external data of {length} bytes, "

@@ -15,7 +15,6 @@ from bnfold._pipeline.measuring import measured
 from bnfold._pipeline.outcome import Equalization, Progress
 
 if TYPE_CHECKING:
-    from bnfold._relation.proof import Proof
     from bnfold._run.input_sets import InputSet
 
 
@@ -50,29 +49,8 @@ def equalized(
         original=original,
     ) as new:
         del model
-        refused, proof = _judged(draft, new, verify, inputs, settings, progress)
+        from bnfold._pipeline.proving import objection  # imported late: few ask for it
+
+        progress("proving that equalizing changes nothing")
+        refused, proof = objection(draft.path, new.path, verify, inputs, settings, progress)
         yield draft if refused else new, Equalization(done.lost, refused, proof, how.errors)
-
-
-def _judged(
-    folded: PendingFile,
-    new: PendingFile,
-    verify: bool,
-    inputs: list[InputSet] | None,
-    settings: Settings,
-    progress: Progress,
-) -> tuple[str, Proof]:
-    """Why the new file is not taken, "" if it is, and the proof."""
-    from bnfold._judge.end_to_end import compare_files
-    from bnfold._pipeline.proving import prove_models
-
-    progress("proving that equalizing changes nothing")
-    proof = prove_models(folded.path, new.path, frozen=settings.frozen, follow_links=True)
-    if proof.status == "proved":
-        return "", proof
-    if proof.status == "refuted" or not verify:
-        return f"the result is {proof}", proof
-    result = compare_files(folded.path, new.path, inputs, settings, progress)
-    if result.status == "pass":
-        return "", proof
-    return f"the result is {proof}; and the comparison of both is {result.status}", proof

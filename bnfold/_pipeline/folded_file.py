@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bnfold._core.preprocessing import Preprocessing
 from bnfold._judge.settings import Settings
 from bnfold._onnx.files.external import runnable, size_on_disk
-from bnfold._onnx.files.load import load_model
+from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile
 from bnfold._onnx.fold import FoldedWeights
 from bnfold._onnx.front.prepending import prepend
@@ -85,15 +85,16 @@ class FoldedFile:
                 path = self.started
                 start = load_model(path, lean=True, follow_links=True)
             numbers = Activations(path, self.inputs, self.settings, bounds).numbers
-            certificates = certify(
-                start,
-                after,
-                applied,
-                path.parent if self.started is not None else self.original.parent,
-                self.draft.path.parent,
-                None if by_proof.is_proved(proof) else numbers,
-                bounds,
-            )
+            with understood(start, self.original):
+                certificates = certify(
+                    start,
+                    after,
+                    applied,
+                    path.parent if self.started is not None else self.original.parent,
+                    self.draft.path.parent,
+                    None if by_proof.is_proved(proof) else numbers,
+                    bounds,
+                )
             resting = [
                 RestingFold(certificate.into, certificate.layers)
                 for certificate in certificates

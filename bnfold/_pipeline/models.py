@@ -45,6 +45,11 @@ class Observer(Protocol):
     def written(self, path: Path) -> None:
         """The folded model is in a file that is going to be moved or removed."""
 
+    def finished(self, folded: Path, final: Path) -> None:
+        """Another step has made a second such file of the folded model: it simplified it, or made
+        ranges alike.
+        """
+
 
 def fold_file(
     path: Path,
@@ -215,6 +220,8 @@ def _fold_model(
                 final, equalization = stack.enter_context(
                     equalized(final, path, verify, inputs, unprepared, progress)
                 )
+            if observer is not None and final is not draft:
+                observer.finished(draft.path, final.path)
             extras = [done for done in (simplification, equalization) if done is not None]
             if over_itself and not changed and not any(done.applied for done in extras):
                 written = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onnx import ModelProto
 
 from bnfold._core.preprocessing import Pairs
-from bnfold._errors import UsageError
+from bnfold._errors import UsageError, first_line
 from bnfold._onnx.files.load import load_model, refuse_names, understood
 from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.front.prepending import prepend
@@ -22,6 +22,10 @@ from bnfold._relation.proof import Proof, prove
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from bnfold._judge.settings import Settings
+    from bnfold._pipeline.outcome import Progress
+    from bnfold._run.input_sets import InputSet
 
 _NO_OPTIONS = ModuleOptions()
 
@@ -78,6 +82,37 @@ def prove_models(
     path = Path(second) if not isinstance(second, ModelProto) else None
     with understood(other, path):
         return prove(one, other, one_dir, other_dir)
+
+
+def objection(
+    first: Path,
+    second: Path,
+    verify: bool,
+    inputs: list[InputSet] | None,
+    settings: Settings,
+    progress: Progress,
+) -> tuple[str, Proof]:
+    """Why a file may not stand for another, "" if it may, and the proof that both are the same.
+
+    It may if that is proved; or else, with ``verify``, if the comparison passes. A proof that no
+    comparison can confirm holds; a comparison that fails objects to a proof.
+    """
+    from bnfold._judge.end_to_end import compare_files
+    from bnfold._judge.verdict import located
+
+    proof = prove_models(first, second, frozen=settings.frozen, follow_links=True)
+    if proof.status == "refuted" or (not verify and proof.status != "proved"):
+        return f"the result is {proof}", proof
+    if not verify:
+        return "", proof
+    try:
+        result = compare_files(first, second, inputs, settings, progress)
+    except UsageError as error:
+        return f"the result cannot be judged: {first_line(error)}", proof
+    if result.status == "pass" or (result.status == "inconclusive" and proof.status == "proved"):
+        return "", proof
+    where = "; ".join(located(result)) or next(iter(result.notes), "")
+    return f"the comparison is {result.status}" + (f": {where}" if where else ""), proof
 
 
 def _is_of_torch(model: Any) -> bool:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold._errors import UsageError, first_line
+from bnfold._errors import UsageError
 from bnfold._judge.settings import Settings
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
@@ -29,7 +29,6 @@ from bnfold._system import scratch, time_limit
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-    from bnfold._relation.proof import Proof
     from bnfold._run.input_sets import InputSet
 
 TOOLS = ("onnxslim", "onnxsim")
@@ -112,7 +111,10 @@ def simplified(
             original=original,
         ) as new:
             del model, folded
-            why, proof = _judged(draft, new, verify, inputs, settings, progress)
+            from bnfold._pipeline.proving import objection  # imported late: few ask for it
+
+            progress("proving that simplifying changes nothing")
+            why, proof = objection(draft.path, new.path, verify, inputs, settings, progress)
             yield draft if why else new, Simplification(by, before, after, why, proof)
 
 
@@ -194,32 +196,3 @@ def _count(graph: GraphProto) -> int:
             bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
             count += sum(map(_count, bodies))
     return count
-
-
-def _judged(
-    folded: PendingFile,
-    new: PendingFile,
-    verify: bool,
-    inputs: list[InputSet] | None,
-    settings: Settings,
-    progress: Progress,
-) -> tuple[str, Proof]:
-    """Why the new file is not taken, "" if it is, and the proof."""
-    from bnfold._judge.end_to_end import compare_files
-    from bnfold._judge.verdict import located
-    from bnfold._pipeline.proving import prove_models
-
-    progress("proving that simplifying changes nothing")
-    proof = prove_models(folded.path, new.path, frozen=settings.frozen, follow_links=True)
-    if proof.status == "refuted" or (not verify and proof.status != "proved"):
-        return f"what it makes is {proof}", proof
-    if not verify:
-        return "", proof
-    try:
-        result = compare_files(folded.path, new.path, inputs, settings, progress)
-    except UsageError as error:
-        return f"what it makes cannot be judged: {first_line(error)}", proof
-    if result.status == "pass" or (result.status == "inconclusive" and proof.status == "proved"):
-        return "", proof
-    where = "; ".join(located(result)) or next(iter(result.notes), "")
-    return f"the comparison is {result.status}" + (f": {where}" if where else ""), proof

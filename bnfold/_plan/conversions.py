@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from bnfold._core.affine import AffineMap
+from bnfold._core.bounded import Clipped
 from bnfold._core.laws import Law, Mixed, Rearranged
-from bnfold._core.pointwise import Clipped, Converted, Homogeneous
+from bnfold._core.pointwise import Converted, Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Carrier, Crossing, Node, View
 from bnfold._plan.places import Place, affine

@@ -30,7 +30,9 @@ def summarize(
     """
     after = Counter(before)
     folds, kept = [], []
+    order = list[tuple[str, str, str]]()
     for path, view, moves in settled:
+        order += [(path, node.label, node.op) for node in view.nodes]
         for move in moves.moves:
             left = [name for each in move.stands for name in written(view, move, each)]
             folds.append(_fold(path, view, move, moves, left))
@@ -57,7 +59,7 @@ def summarize(
                     is_bias=_is_bias(view, index),
                 )
             )
-    return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
+    return Plan(tuple(folds), tuple(kept), dict(before), dict(+after), tuple(order))
 
 
 def _is_bias(view: View, index: int) -> bool:

@@ -140,8 +140,11 @@ def _signatures(path: Path) -> Iterator[tuple[str, int, int, int]]:
         yield str(file), status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def finished(report: Path, output: Path | None, name: str, identity: Identity) -> Report | None:
-    """What an earlier run has found, if it is done, nothing has changed, and its output is there.
+def finished(
+    report: Path, output: Path | None, page: Path | None, name: str, identity: Identity
+) -> Report | None:
+    """What an earlier run has found, if it is done, nothing has changed, and what it wrote is
+    there.
 
     Done is what has a verdict, and a file that cannot be used. What time or memory may have left
     open is done under the same bounds. What was killed, crashed, ran out of memory or time, or
@@ -158,7 +161,7 @@ def finished(report: Path, output: Path | None, name: str, identity: Identity) -
         identity.versions,
     ):
         return None
-    if told.status not in ("done", "error") or told.message.startswith("cannot write"):
+    if told.status not in ("done", "error"):
         return None
     is_open = told.status == "error" or told.verdict == "inconclusive"
     if is_open and any(before.bounds.get(n) != identity.bounds.get(n) for n in _LIMITS):
@@ -169,4 +172,10 @@ def finished(report: Path, output: Path | None, name: str, identity: Identity) -
         told = replace(told, output=str(output))
     elif told.verdict not in ("fail", None) and output is not None:
         return None
+    if told.verdict is not None and (page is None) != (told.page is None):
+        return None
+    if told.page is not None and page is not None:
+        if not page.exists():
+            return None
+        told = replace(told, page=str(page))
     return replace(told, name=name, resumed=True)

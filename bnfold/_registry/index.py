@@ -73,6 +73,7 @@ def _entry(folder: Path, report: Report) -> dict[str, Any]:
         "seconds": report.seconds,
         "output": _below(folder, report.output),
         "report": _below(folder, report.report),
+        "page": _below(folder, report.page),
     }
 
 
@@ -127,7 +128,8 @@ def _row(model: Mapping[str, Any]) -> str:
     mark = "good" if good else "open" if model["verdict"] == "inconclusive" else "bad"
     name = _escaped(model["name"])
     said = f'<div class="why">{_escaped(model["message"])}</div>' if model["message"] else ""
-    output, report = model["output"], model["report"]
+    output, report, drawn = model["output"], model["report"], model["page"]
+    links = [_link(path, text) for path, text in ((drawn, "page"), (report, "JSON")) if path]
     cells = (
         f"<td>{_link(output, name) if output else name}{said}</td>",
         f"<td>{_escaped(model['status'])}</td>",
@@ -139,7 +141,7 @@ def _row(model: Mapping[str, Any]) -> str:
         _number(model["distance"], ".3g"),
         _number(sizes["after"] / 1e6 if sizes["after"] is not None else None, ".3g"),
         _number(model["seconds"], ".2f"),
-        f"<td>{_link(report, 'JSON') if report else ''}</td>",
+        f"<td>{' '.join(links)}</td>",
     )
     return f"<tr>{''.join(cells)}</tr>"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bnfold._registry import index
 from bnfold._registry.finding import SUFFIXES
+from bnfold._registry.report import PAGE_ENDING
 from bnfold._system import paths, scratch
 
 _LOCATION = re.compile(rb"\n\x08location\x12(?:([\x01-\x7f])|([\x80-\xff])([\x01-\x1f]))")
@@ -37,19 +38,24 @@ class Item:
     output: str
     report: str
 
+    @property
+    def made(self) -> tuple[str, str, str]:
+        """All files that may be made of it, but for external data."""
+        return self.output, self.report, f"{self.output}{PAGE_ENDING}"
+
 
 def clashes(items: Sequence[Item], output: Path) -> dict[str, str]:
     """Why a model cannot be written, by its path: its files would take another file's place."""
     same = _one_name if _ignores_case(output) else str
     owners = {same(str(output / name)): ["the index"] for name in (index.PAGE, index.DATA)}
     for item in items:
-        for path in (item.output, item.report):
+        for path in item.made:
             owners.setdefault(same(path), []).append(item.model)
     models = {_real(item.model) for item in items}
     found: dict[str, str] = {}
     top = os.path.realpath(output)
     for item in items:
-        made = (item.output, item.report)
+        made = item.made
         data = [str(Path(item.output).parent / name) for name in locations(item.model)]
         taken = [
             owner

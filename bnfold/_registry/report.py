@@ -13,9 +13,11 @@ from bnfold._report.text import json_text
 from bnfold._system import paths
 
 SCHEMA = "bnfold.run/1"
-ENDING = ".report.json"
-"""What the name of a report has behind that of the model, in an output folder."""
-Status = Literal["done", "error", "crashed", "killed", "out of memory", "timeout", "interrupted"]
+ENDING, PAGE_ENDING = ".report.json", ".report.html"
+"""What the names of a report and a page have behind that of the model, in an output folder."""
+Status = Literal[
+    "done", "error", "not written", "crashed", "killed", "out of memory", "timeout", "interrupted"
+]
 """How the work on a model ended; only what is done has a verdict."""
 
 
@@ -42,6 +44,7 @@ class Report:
             nothing was compared.
         resumed: an earlier run had done it, and nothing has changed.
         details: everything known about the fold, as --report has it, where no file holds it.
+        page: the page that shows the fold, or None.
     """
 
     model: str
@@ -60,6 +63,7 @@ class Report:
     distance: float | None = None
     resumed: bool = False
     details: Mapping[str, Any] | None = None
+    page: str | None = None
 
     def with_details(self, details: Mapping[str, Any]) -> Report:
         """The report with the numbers that ``details`` hold; they go into it if no file has them.
@@ -142,6 +146,7 @@ def write(
         "seconds": report.seconds,
         "output": report.output,
         "written": written,
+        "page": report.page,
         "input": identity.input if identity else None,
         "options": dict(identity.options) if identity else {},
         "bounds": dict(identity.bounds) if identity else {},
@@ -170,6 +175,7 @@ def read(path: Path) -> tuple[Report, Identity, str | None] | None:
             float(document["seconds"]),
             document["output"],
             str(path),
+            page=document["page"],
         )
         if document["report"] is not None:
             report = report.with_details(document["report"])
@@ -185,7 +191,7 @@ def read(path: Path) -> tuple[Report, Identity, str | None] | None:
 
 def _is_sound(report: Report) -> bool:
     """Whether what a file says has the types of a report: somebody else may have written it."""
-    texts = (report.verdict, report.output)
+    texts = (report.verdict, report.output, report.page)
     return all(text is None or isinstance(text, str) for text in texts) and all(
         isinstance(size, int) for size in report.bytes or ()
     )

@@ -45,9 +45,9 @@ def run(
     that it has a use for. No pyproject.toml is read.
 
     ``report`` is a file that gets the report and everything known about the fold, as JSON
-    (schemas/run-1.json). With ``resume`` a model is skipped that such a file says is done, if the
-    model, its external data, the options, the versions of bnfold and what it runs on, and the
-    output are what they were.
+    (schemas/run-1.json); with ``pages=True`` a page lies beside it, as --html writes it. With
+    ``resume`` a model is skipped that such a file says is done, if the model, its external data,
+    the options, the versions of bnfold and what it runs on, and the output are what they were.
 
     The `Report` is plain data: it can be pickled. Raises `UsageError` for an option that is none.
     """

@@ -101,10 +101,49 @@ class Moving(Tensors):
         word = self.word(scope, node.input[0], root)
         keys = [(key, *types, word) for key in (keys_of(told) if root is not data else ())]
         forms = [*(Form(key, [root], core, True) for key in keys), *own]
+        turn = self._of_turned(scope, node, data, told)
+        if turn is not None:
+            key = ("turned", turn[1], *types, self.word(scope, node.input[0], turn[0]))
+            forms.append(Form(key, [turn[0]], core, True))
         (made,) = self.found.operator(scope, node, forms, types)
         roots.note(self.found.table, data, made)
+        if turn is not None:
+            roots.note_turn(self.found.table, turn[0], made, turn[1])
         self.integers.tell(made, told)
         return made
+
+    def _of_turned(
+        self, scope: Scope, node: NodeProto, data: Expression, told: Told
+    ) -> tuple[Expression, tuple[int, ...]] | None:
+        """What a rearrangement of transposed data is a Transpose of, and in which order.
+
+        It puts in or takes away axes of one number alone; these may be put in ahead as well.
+        """
+        term, sizes = data.map, self.integers.sizes.bases
+        turn = None if term is None else self.found.table.turns.get(term.base)
+        own = None if turn is None else sizes.get(turn[0])
+        if turn is None or own is None or not roots.is_plain(data) or None in told:
+            return None
+        wide = [axis for axis in turn[1] if own[axis] != 1]
+        places = [place for place, size in enumerate(told) if size != 1]
+        if [own[axis] for axis in wide] != [told[place] for place in places]:
+            return None
+        order, ahead = list(range(len(told))), list(told)
+        for place, axis in zip(places, wide, strict=True):
+            order[place] = places[sorted(wide).index(axis)]
+        for place, axis in zip(places, sorted(wide), strict=True):
+            ahead[place] = own[axis]
+        name = f"\0{node.output[0]} ahead of a Transpose"
+        self._hide(scope, name, tuple(size if isinstance(size, int) else None for size in own))
+        self.side.shapes.types[scope.path, name] = self.side.shapes.type(scope, node.input[0])
+        root = of_base(turn[0])
+        self.give(scope, name, root)
+        output = f"{name}, rearranged"
+        self._hide(scope, output, tuple(s if isinstance(s, int) else None for s in ahead))
+        self.side.shapes.types[scope.path, output] = self.side.shapes.type(scope, node.input[0])
+        inner = NodeProto(op_type="Reshape", name=label(node), input=[name], output=[output])
+        made = self._turned_base(scope, inner, root, tuple(ahead))
+        return (made, tuple(order)) if roots.is_plain(made) else None
 
     def _own_forms(self, scope: Scope, node: NodeProto, data: Expression, told: Told) -> list[Form]:
         """How a rearrangement is told by its own data, whatever these are a rearrangement of."""
@@ -200,28 +239,40 @@ class Moving(Tensors):
         return True
 
     def _turned(self, scope: Scope, node: NodeProto, data: Expression) -> bool:
-        """As `moved`, for a Transpose: two of them are one, or none."""
+        """As `moved`, for a Transpose: two of them are one, or none.
+
+        It takes scale and shift along, whatever axes they lie along.
+        """
         rank, table = self.side.rank(scope, node.input[0]), self.found.table
         order = order_of(node, rank)
-        if order is None:
+        term = data.map
+        if order is None or term is None:
             return False
-        types, core = [self.side.shapes.type(scope, node.output[0])], Core(node, node.input, [data])
-        word = self.word(scope, node.input[0], data)
-        forms = [Form(("turned", order, *types, word), [data], core)]
-        ahead = roots.ahead_of(table, data, order)
-        if ahead is not None:
-            root, both = ahead
-            if both == tuple(sorted(both)):
-                self.give(scope, node.output[0], root)
-                return True
-            key = ("turned", both, *types, self.word(scope, node.input[0], root))
-            forms.append(Form(key, [root], core, True))
-        (made,) = self.found.operator(scope, node, forms, types)
-        roots.note_turn(table, data, made, order)
-        self.give(scope, node.output[0], made)
+        root, before = table.turns.get(term.base, (term.base, tuple(range(len(order)))))
+        both = tuple(before[axis] for axis in order)
+        if both == tuple(range(len(order))):
+            self.give(scope, node.output[0], roots.transposed(data, root, order))
+            return True
+        types, plain = [self.side.shapes.type(scope, node.output[0])], of_base(term.base)
+        forms = []
+        for base, turn in ((term.base, order), (root, both)):
+            one = of_base(base)
+            key = ("turned", turn, *types, self.word(scope, node.input[0], one))
+            forms.append(Form(key, [one], Core(node, node.input, [one]), base != term.base))
+        (made,) = self.found.operator(scope, node, forms[: 1 + (root != term.base)], types)
+        roots.note_turn(table, plain, made, order)
+        own = made.map
+        assert own is not None
+        owner = scope.owner(node.input[0])
+        if owner is not None and self.integers.of_tensor(scope, node.input[0]) is None:
+            self.integers.note(owner, node.input[0], term.base)  # The order tells how many axes.
+        sizes = self.integers.of_tensor(scope, node.input[0])
+        if sizes is not None and len(sizes) == len(order):
+            self.integers.tell(made, [sizes[axis] for axis in order])
+        self.give(scope, node.output[0], roots.transposed(data, own.base, order))
         return True
 
-    def joined(
+    def chained(
         self, scope: Scope, node: NodeProto, data: Sequence[Part]
     ) -> tuple[int, tuple[Part, ...]] | None:
         """The axis and the parts of a Concat, those of a Concat that it reads among them.

@@ -19,7 +19,7 @@ from bnfold._relation.outlines import parts, rearranged
 from bnfold._relation.side import Side, attributes
 
 REARRANGING = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-_LAST = 2**31 - 1
+LAST = 2**31 - 1
 """From here on an end means the end of the axis."""
 Told = tuple[Size | None, ...]
 WHOLE: Hashable = ("ranges", ())
@@ -117,9 +117,9 @@ def _ranges(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
             count, begin = len(taken), taken[0] if len(taken) else 0
             told[axis] = ("numbers", count, begin, step if count > 1 else 1)
             continue
-        if step > 0 and (end == size or (isinstance(end, int) and end > _LAST)):
-            end = _LAST
-        if (start, end, step) != (0, _LAST, 1):
+        if step > 0 and (end == size or (isinstance(end, int) and end > LAST)):
+            end = LAST
+        if (start, end, step) != (0, LAST, 1):
             told[axis] = ("as written", end, start, step)
     return "ranges", tuple(sorted(told.items(), key=lambda pair: pair[0]))
 
@@ -178,7 +178,7 @@ def picked(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | N
     if at is None or rank is None or len(at.values) != 1 or not isinstance(at.values[0], int):
         return None
     start, axis = at.values[0], attributes(node).get("axis", 0) % rank
-    end = start + 1 if start != -1 else _LAST
+    end = start + 1 if start != -1 else LAST
     if not at.is_scalar:
         return [_slice_of(node, node.output[0], start, end, axis)]
     sizes, name = held.of_tensor(scope, node.input[0]), f"\0one of {node.output[0]}"

@@ -36,6 +36,23 @@ def _of(data: Expression, root: int) -> Expression | None:
     return replace(data, terms=(moved,), shift=shift, mass=mass)
 
 
+def transposed(data: Expression, base: int, order: tuple[int, ...]) -> Expression:
+    """The same map of a base that is transposed: ``T·(s·x + t) = T·s · T·x + T·t``."""
+    (term,) = data.terms
+    scale, shift, mass = (_turned(v, order) for v in (term.scale, data.shift, data.mass))
+    error = _turned(np.asarray(term.error), order)
+    return replace(
+        data, terms=(replace(term, base=base, scale=scale, error=error),), shift=shift, mass=mass
+    )
+
+
+def _turned(values: Double, order: tuple[int, ...]) -> Double:
+    if values.size == 1:
+        return values.reshape(())
+    full = values.reshape((1,) * (len(order) - values.ndim) + values.shape)
+    return np.transpose(full, order)
+
+
 Parts = tuple[Double, Double, Double, Double]
 """Scale, its error, shift and mass of a map: numbers, or vectors along the last axis."""
 
@@ -86,18 +103,6 @@ def _moved(data: Expression, made: Expression) -> tuple[int, int] | None:
     return (read.base, written.base) if same and data.shift.size == 1 else None
 
 
-def ahead_of(
-    table: Table, data: Expression, order: tuple[int, ...]
-) -> tuple[Expression, tuple[int, ...]] | None:
-    """The tensor that is transposed twice, and the order of both: axis n is axis ``before[n]``."""
-    term = data.map
-    turn = None if term is None else table.turns.get(term.base)
-    root = None if turn is None else _of(data, turn[0])
-    if turn is None or root is None or len(turn[1]) != len(order):
-        return None
-    return root, tuple(turn[1][axis] for axis in order)
-
-
 def note_turn(table: Table, data: Expression, made: Expression, order: tuple[int, ...]) -> None:
     """Note of what a new base is a Transpose."""
     bases = _moved(data, made)
@@ -112,15 +117,15 @@ def parts_of(table: Table, part: Part, axis: int) -> tuple[Part, ...]:
     """The parts of which one part of a Concat is made along the same axis, or the part itself."""
     _, value = part
     term = value.map if value is not None and is_plain(value) else None
-    join = None if term is None else table.joins.get(term.base)
-    return join[1] if join is not None and join[0] == axis else (part,)
+    chain = None if term is None else table.chains.get(term.base)
+    return chain[1] if chain is not None and chain[0] == axis else (part,)
 
 
-def note_join(table: Table, made: Expression, axis: int, parts: tuple[Part, ...]) -> None:
+def note_chain(table: Table, made: Expression, axis: int, parts: tuple[Part, ...]) -> None:
     """Note of what a base is a Concat."""
     term = made.map
     if term is not None and is_plain(made):
-        table.joins.setdefault(term.base, (axis, parts))
+        table.chains.setdefault(term.base, (axis, parts))
 
 
 def whole_of(table: Table, data: Expression, place: Hashable) -> tuple[Expression, Hashable] | None:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -69,6 +69,15 @@ class Sum:
     is_used: bool = False
 
 
+class Joined(NamedTuple):
+    """What a Concat has put together: its axis, how many axes there are, and sizes and parts."""
+
+    axis: int
+    rank: int
+    sizes: tuple[int, ...]
+    parts: tuple[Expression, ...]
+
+
 @dataclass(eq=False)
 class Table:
     """All values of the first file, and those that the second has besides.
@@ -82,8 +91,9 @@ class Table:
             other one.
         cuts: by a base that is a part of another one, that other one, and the range of each axis.
         turns: by a base that is another one transposed, that other one, and the order of its axes.
-        joins: by a base that is a Concat, its axis and its parts: what tells each one apart, and
-            what it is.
+        chains: by a base that is a Concat, its axis and its parts, with those of a Concat among
+            them along the same axis: what tells each one apart, and what it is.
+        joins: by a base that is a Concat, what it is put together of.
         types: the element type of each base.
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
@@ -97,7 +107,8 @@ class Table:
     roots: dict[int, int] = field(default_factory=dict)
     cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
     turns: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
-    joins: dict[int, tuple[int, tuple[Part, ...]]] = field(default_factory=dict)
+    chains: dict[int, tuple[int, tuple[Part, ...]]] = field(default_factory=dict)
+    joins: dict[int, Joined] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)
@@ -144,6 +155,8 @@ def key_of(
             for name, attribute in schema.attributes.items():
                 if name not in given and attribute.default_value.name:
                     given[name] = _frozen(attribute.default_value)
+        if node.op_type == "Shape":  # onnxruntime says it in files of opsets that have no such.
+            given.setdefault("start", repr(0))
     outputs = tuple((bool(name), kind) for name, kind in zip(node.output, types, strict=True))
     kind = type_of(node), getattr(node, "overload", "")
     return kind, version, outputs, tuple(sorted(given.items())), tuple(inputs)

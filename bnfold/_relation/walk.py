@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import Scope, bodies, label, type_of
 from bnfold._relation import conditions, cores, extents, linear, ranks, reading, roots
 from bnfold._relation.cores import Core
@@ -21,9 +22,9 @@ from bnfold._relation.expressions import (
     lies_along,
     of_base,
 )
+from bnfold._relation.joining import Joining
 from bnfold._relation.liveness import needed
 from bnfold._relation.matching import Form, is_random, rows_of
-from bnfold._relation.moving import Moving
 from bnfold._relation.places import (
     place_of,
 )
@@ -32,16 +33,24 @@ from bnfold._relation.table import Known, key_of
 
 _SUMS = ("Add", "Sub", "Sum")
 _COMMUTATIVE = ("Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor")
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+_SMALL = (*_FLOATS, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_SIGNED = (TensorProto.INT16, TensorProto.INT32, TensorProto.INT64)
 _WIDER: dict[int, tuple[int, ...]] = {
-    TensorProto.FLOAT16: (TensorProto.FLOAT, TensorProto.DOUBLE),
-    TensorProto.BFLOAT16: (TensorProto.FLOAT, TensorProto.DOUBLE),
+    TensorProto.FLOAT16: _FLOATS,
+    TensorProto.BFLOAT16: _FLOATS,
     TensorProto.FLOAT: (TensorProto.DOUBLE,),
+    TensorProto.BOOL: (*_SMALL, *_SIGNED, TensorProto.INT8, TensorProto.UINT8),
+    TensorProto.INT8: (*_SMALL, *_SIGNED),
+    TensorProto.UINT8: (*_SMALL, *_SIGNED),
+    TensorProto.INT16: (*_FLOATS, *_SIGNED[1:]),
+    TensorProto.INT32: (TensorProto.DOUBLE, TensorProto.INT64),
 }
 """The types that hold all numbers of a type."""
 
 
 @dataclass(eq=False)
-class Walk(Moving):
+class Walk(Joining):
     """One file on its way through the table.
 
     ``inside`` is the operator whose body is walked, and which of its bodies; None in the main
@@ -58,9 +67,9 @@ class Walk(Moving):
         nodes = scope.nodes if results is None else needed(scope, results)
         for node in nodes:
             self.watch()
-            self._node(scope, node)
+            self.node(scope, node)
 
-    def _node(self, scope: Scope, node: NodeProto) -> None:
+    def node(self, scope: Scope, node: NodeProto) -> None:
         side = self.side
         if not scope.kind(node):
             self._other(scope, node)
@@ -82,6 +91,8 @@ class Walk(Moving):
                 self.give(scope, node.output[0], found)
                 self.same[scope.path, node.output[0]] = owner, node.input[0]
                 return
+        if self.product(scope, node) or self.unblocked(scope, node) or self.rejoined(scope, node):
+            return
         made = self._cast_back(scope, node)
         if made is None:
             made = self._affine(scope, node)
@@ -94,6 +105,8 @@ class Walk(Moving):
                 if self.rows(scope, node, product, data):
                     return
                 made = self._linear(scope, node, product, data)
+        if made is None and self.untransposed(scope, node):
+            return
         if made is None:
             made = self._sum(scope, node)
         if made is not None:
@@ -105,12 +118,15 @@ class Walk(Moving):
         """What a Cast puts out that goes back to the type which its data had before another Cast.
 
         Affine operators stand between the two. Their result is rounded to the type either way, and
-        so is a map of the same data in that type. None for any other operator.
+        so is a map of the same data in that type; nothing stands between two Casts of integers.
+        None for any other operator.
         """
         value = self.value(scope, node.input[0]) if type_of(node) == "Cast" else None
         if value is None or any(term.linear is not None for term in value.terms):
             return None
         kind = self.side.shapes.type(scope, node.output[0])
+        if kind not in tensors.FLOATS and not roots.is_plain(value):
+            return None
         made = Expression((), value.shift, value.mass, value.error, value.unit, value.origins)
         for term in value.terms:
             inner = self.found.table.widened.get((term.base, kind))
@@ -187,7 +203,8 @@ class Walk(Moving):
         return None not in linears and len(set(linears)) == 1
 
     def part(self, scope: Scope, node: NodeProto) -> None:
-        self._other(scope, node)
+        if not self.untransposed(scope, node):
+            self._other(scope, node)
 
     def _other(self, scope: Scope, node: NodeProto) -> None:
         """An operator that is not affine, or the part of it that is not."""
@@ -195,6 +212,8 @@ class Walk(Moving):
         kind, is_call = scope.kind(node), not scope.kind(node)
         if not is_call:  # By now the sizes of all that it reads have names.
             extents.note(self.integers, scope, node)
+        if kind == "Shape" and self.integers.follow(scope, node):
+            return  # The sizes of a sum are those of the base that it is by now.
         if not is_call and given and given[0] is not None and self.moved(scope, node, given[0]):
             return
         if kind == "Pow" and self._is_square(scope, node):
@@ -228,13 +247,14 @@ class Walk(Moving):
         data = values[0] if values else None
         if place is not None and data is not None:
             forms.append(Form((place, *types, self.word(scope, names[0], data)), [data], core))
-        join = None if is_call else self.joined(scope, node, list(zip(words, values, strict=True)))
-        if join is not None:
-            key = ("joined", join[0], *types, *(word for word, _ in join[1]))
-            forms.append(Form(key, [value for _, value in join[1]], core, is_other=True))
+        pairs = list(zip(words, values, strict=True))
+        chain = None if is_call else self.chained(scope, node, pairs)
+        if chain is not None:
+            key = ("chained", chain[0], *types, *(word for word, _ in chain[1]))
+            forms.append(Form(key, [value for _, value in chain[1]], core, is_other=True))
         made = self.found.operator(scope, node, forms, types)
-        if join is not None:
-            roots.note_join(self.found.table, made[0], *join)
+        if chain is not None:
+            roots.note_chain(self.found.table, made[0], *chain)
         if type_of(node) == "Cast" and data is not None:
             before, after = (
                 self.side.shapes.type(scope, name) for name in (node.input[0], node.output[0])
@@ -246,6 +266,8 @@ class Walk(Moving):
                 value = step.of(value)
             if name:
                 self.give(scope, name, value)
+        if kind == "Concat":
+            self.note_parts(scope, node, made[0])
 
     def _is_square(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a Pow is ``x · x``, of the same sizes."""

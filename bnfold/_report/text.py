@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"
 CHECK = "bnfold.check/1"
 PROOF = "bnfold.proof/1"
+_COMMANDS = ("fold", "verify", "explain")
 
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:
@@ -99,11 +101,16 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
 
 
 def outcome_lines(
-    outcome: Outcome, verbose: bool, power: bool = False, quiet: bool = False
+    outcome: Outcome,
+    verbose: bool,
+    power: bool = False,
+    quiet: bool = False,
+    words: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yield lines for a terminal. With ``power`` they always say what planted errors showed.
 
-    With ``quiet`` there are none unless something is wrong or open.
+    With ``quiet`` there are none unless something is wrong or open. ``words`` are those of the
+    command line, the model among them: what to type next repeats them.
     """
     if quiet:
         if outcome.verdict.status not in ("fail", "inconclusive"):
@@ -125,7 +132,21 @@ def outcome_lines(
     elif outcome.verdict.status == "fail":
         yield Line("no file was written", "bad")
     elif not quiet:
-        yield from _what_next(outcome)
+        yield from _what_next(outcome, words)
+
+
+def extra_lines(outcome: Outcome) -> Iterator[str]:
+    """Yield what was done to a model besides folding."""
+    yield from map(str, outcome.inputs)
+    if outcome.tidied:
+        told = ", ".join(f"{count} {op}" for op, count in outcome.tidied.items())
+        yield f"took out what does nothing: {told}"
+    if outcome.frozen:
+        yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
+    if outcome.simplification is not None:
+        yield _simplification_line(outcome.simplification)
+    if outcome.equalization is not None:
+        yield from _equalization_lines(outcome.equalization, verbose=False)
 
 
 def _simplification_line(done: Simplification) -> str:
@@ -201,19 +222,28 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
         )
 
 
-def _what_next(outcome: Outcome) -> Iterator[str]:
+def _what_next(outcome: Outcome, words: Sequence[str] = ()) -> Iterator[str]:
     """Yield what to type to get the folded file, where there would be one."""
     if outcome.inputs or outcome.tidied:
         yield "nothing was written; -o FILE writes it"
     elif outcome.plan.folds:
         yield "nothing was written; to fold it, type:"
-        yield Line(f"  {folding_command(outcome.model)}", "type", "  bnfold MODEL -o FOLDED")
+        command = folding_command(outcome.model, words)
+        yield Line(f"  {command}", "type", "  bnfold MODEL -o FOLDED")
 
 
-def folding_command(model: Path) -> str:
-    """What to type to fold a model."""
+def folding_command(model: Path, words: Sequence[str] = ()) -> str:
+    """What to type to fold a model: the words that were typed, and where to write."""
     folded = model.with_name(f"{model.stem}.folded{model.suffix or '.onnx'}")
-    return shlex.join(("bnfold", str(model), "-o", str(folded)))
+    if not words or words[0].startswith("-"):  # it may be behind a "--"
+        words = [typed(model)]
+    return shlex.join(("bnfold", *words, "-o", typed(folded)))
+
+
+def typed(path: Path) -> str:
+    """A path as an argument: it is taken for no option, no list of models and no command."""
+    name = str(path)
+    return f".{os.sep}{name}" if name[:1] in ("-", "@") or name in _COMMANDS else name
 
 
 def _what_more(plan: Plan, verbose: bool) -> Iterator[str]:

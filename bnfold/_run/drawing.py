@@ -55,7 +55,10 @@ _CHOICES: dict[Role, tuple[int, ...]] = {
 }
 _ATTEMPTS = 40
 # How many numbers a set of inputs may hold. Larger sets are proposed only if there are no smaller.
-_LARGEST = 1 << 26
+_LARGEST = 1 << 24
+# How many it may hold in any case; whoever has inputs of more can pass them.
+_MOST = 1 << 28
+_UNTOLD = 10**300
 _WIDEST = 8
 _OTHERS = 4
 _SIDE_STEP = 32
@@ -232,6 +235,10 @@ class InputSource:
             name: given[min(number, len(given) - 1)] for name, given in self._wanted.dims.items()
         }
         sizes = {**sizes, **{(name, -1): size for name, size in asked.items()}}
+        count = self._count(sizes)
+        if count > _MOST and not asked:
+            told = f"{count:.3g}" if count < _UNTOLD else "too many"
+            raise MemoryError(f"inputs of {told} numbers are not drawn; pass real inputs")
         rng = np.random.default_rng([self._seed, number])
         feeds = {spec.name: spec.draw(rng, flavour, sizes) for spec in self._specs}
         return InputSet(" ".join([flavour, *(f"{n}={s}" for n, s in asked.items())]), feeds)

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from bnfold._core.limits import Limits
+from bnfold._onnx.tensors import let_go
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -62,14 +63,19 @@ class Noise:
         self._rng = rng
         self._weights = {name: np.asarray(array, order="C") for name, array in weights.items()}
         self._buffers = dict[str, Array]()
-        self._runs = [*self._single(), *self._packed()]
+        self._runs = list[_Run]()
         self._alike = False
+
+    def release(self) -> None:
+        """Give the buffers' memory back; they are made again for the next draw."""
+        self._buffers, self._runs = {}, []
 
     def rounding(self) -> dict[str, Array]:
         """Return the weights, each element moved by -1, 0 or +1 unit in the last place.
 
         Zeros, non-finite values and the largest finite ones stay.
         """
+        self._prepare()
         self._alike = not self._alike
         salt = np.uint32(self._rng.integers(1 << 32))
         for run in self._runs:
@@ -83,6 +89,7 @@ class Noise:
                     steps = self._pool[offset : offset + part.size]
                 np.add(part, steps, out=target[start : start + _BLOCK])
             target[run.fixed] = source[run.fixed]
+            let_go([source])
         return dict(self._buffers)
 
     def mistake(self, axes: Mapping[str, int], half: bool = False) -> dict[str, Array]:
@@ -92,10 +99,12 @@ class Noise:
         whole weight is zero, 1 % of one is added instead. In float16 and bfloat16 the error is
         10 %, for their rounding comes close to 1 % after a few layers.
         """
+        self._prepare()
         wrong = {}
         for name, axis in sorted(axes.items()):
             array, buffer = self._weights[name], self._buffers[name]
             np.copyto(buffer, array)
+            let_go([array])
             sign = 1 if self._rng.integers(2) else -1
             size = array.dtype.type(sign * mistake_in(array))
             slices = np.moveaxis(buffer, axis, 0) if buffer.ndim else buffer.reshape(1)
@@ -110,6 +119,10 @@ class Noise:
                 buffer += size
             wrong[name] = buffer
         return wrong
+
+    def _prepare(self) -> None:
+        if not self._runs:
+            self._runs = [*self._single(), *self._packed()]
 
     @cached_property
     def _pool(self) -> Array:
@@ -177,4 +190,5 @@ def _fixed(array: Array) -> Array:
     for start in range(0, array.size, _BLOCK):  # one at a time, as it fits in the cache
         magnitude = np.abs(array[start : start + _BLOCK])
         found.append(np.flatnonzero(~((magnitude > 0) & (magnitude < largest))) + start)
+    let_go([array])
     return np.concatenate(found) if found else np.zeros(0, np.intp)

@@ -6,19 +6,24 @@ first, which means the same. A weight that operators make of constants is comput
 engine itself, and given to every run.
 
 So one session gives both the right outputs and their rounding, and bnfold computes neither.
+
+A session holds what it loads in its own memory, besides the bytes that it is given. So the large
+weights of a lean model (`files/lean`) are not among these bytes: they are inputs without a default.
+Their bytes go from the file into arrays, and every run gets these arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from bnfold._onnx.files.lean import serialize_whole
+from bnfold._onnx.files.lean import Reader, serialize_whole, taken_apart
 from bnfold._onnx.read.scopes import label
+from bnfold._onnx.tensors import is_own, let_go
 from bnfold._run.bounds import Bounds
 from bnfold._run.input_sets import Port
 from bnfold._run.nodes import Flow, reads, subgraphs
@@ -81,6 +86,9 @@ class OnnxModel:
         self._added = _overridable(model, self.weights)
         self._given = self._computed(model, wanted.keys() - stored)
         self.weights |= self._given
+        self._apart = _taken_out(model.graph, self.weights) if engine is OnnxRuntime else []
+        self._read: dict[str, Array] = {}
+        changed = changed or bool(self._apart)
         if self._given:
             _feed(model.graph, self._given)
         if changed:
@@ -88,17 +96,19 @@ class OnnxModel:
         self._model = model if changed else None
         self.graph = model.graph
         zeros = {name for name, array in self.weights.items() if not array.any()}
+        let_go(self.weights.values())
         self._flow = Flow(model.graph, zeros)
         outputs = [value.name for value in model.graph.output]
         self._alive = self._flow.leading(outputs)
         self._session: OnnxRuntime | Reference | None = None
-        own = self._loaded().inputs
-        self.inputs: tuple[Port, ...] = tuple(p for p in own if p.name not in self._given)
+        own, given = self._loaded().inputs, {*self._given, *self._read}
+        self.inputs: tuple[Port, ...] = tuple(p for p in own if p.name not in given)
         self.outputs = self._loaded().outputs
 
     def release(self) -> None:
         """Give the session's memory back; it is loaded again when it is needed."""
-        self._session = None
+        self._session, self._read = None, {}
+        let_go(self.weights.values())
 
     def run(
         self, feeds: Mapping[str, Array], moved: Mapping[str, Array] | None = None
@@ -109,7 +119,8 @@ class OnnxModel:
             EngineError: the model does not run on these inputs.
             Exhausted: time is up, or memory has run out.
         """
-        return self._loaded().run({**self._given, **(moved or {}), **feeds})
+        session = self._loaded()
+        return session.run({**self._given, **self._read, **(moved or {}), **feeds})
 
     def layers(self, touched: Collection[str]) -> list[Layer]:
         """See `PerturbableModel.layers`.
@@ -159,6 +170,8 @@ class OnnxModel:
 
     def _loaded(self) -> OnnxRuntime | Reference:
         if self._session is None:
+            with Reader(self._source.path.parent) as reader:
+                self._read = {each.name: _numbers(each, reader) for each in self._apart}
             if self._model is None:
                 content = self._source.content(self._added)
             else:
@@ -249,6 +262,31 @@ def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelP
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             added.graph.input.append(value)
     return added
+
+
+def _taken_out(graph: onnx.GraphProto, weights: Mapping[str, Array]) -> Sequence[onnx.TensorProto]:
+    """Take the weights out of a graph whose data are still in the model's file; gives these."""
+    large = [each for each in graph.initializer if is_own(each) and each.name in weights]
+    names = {each.name for each in large}
+    _keep(graph.initializer, [each for each in graph.initializer if each.name not in names])
+    return large
+
+
+def _numbers(tensor: onnx.TensorProto, reader: Reader) -> Array:
+    """What the file holds of a tensor that was taken out, in memory: there each number lies where
+    a CPU wants it. Raises `EngineError` where the file holds more or less than its shape says.
+    """
+    told = onnx.TensorProto()
+    told.CopyFrom(tensor)
+    place = taken_apart(told)
+    made = np.empty(tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    if place.end - place.start != made.nbytes:
+        raise EngineError(f"the data of {tensor.name} are not of its shape")
+    data, at = made.reshape(-1).view(np.uint8), 0
+    for block in reader.blocks(place):
+        data[at : at + len(block)] = np.frombuffer(block, np.uint8)
+        at += len(block)
+    return made
 
 
 def _store(graph: onnx.GraphProto, names: Collection[str]) -> None:

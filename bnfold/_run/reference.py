@@ -57,7 +57,7 @@ class Reference:
 
         try:
             if isinstance(source, Path):
-                model = onnx.load(source, load_external_data=False)
+                model = onnx.load(source, "protobuf", load_external_data=False)
             else:
                 model = onnx.load_model_from_string(source)
             put_in_order(model)

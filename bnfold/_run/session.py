@@ -24,7 +24,7 @@ from bnfold._run.noise import Array
 from bnfold._run.providers import CPU, Provider
 from bnfold._system import memory
 
-_LARGEST_IN_BACKGROUND = 1 << 28
+_LARGEST_IN_BACKGROUND = 1 << 25
 """Bytes of the largest model that is loaded in the background."""
 _FATAL = 4
 _Loaded = TypeVar("_Loaded")
@@ -112,6 +112,8 @@ class OnnxRuntime:
             )
         except Exception as error:
             raise engine_error(error) from error
+        # It would keep them for another try with other providers, which nobody asks for here.
+        self._session._model_bytes = None
         self.active = frozenset(self._session.get_providers())
         self.inputs = tuple(map(_port, self._session.get_inputs()))
         self.outputs = tuple(map(_port, self._session.get_outputs()))
@@ -135,6 +137,10 @@ class OnnxRuntime:
             raise
         except Exception as error:
             raise engine_error(error) from error
+        for number, output in enumerate(outputs):
+            if isinstance(output, np.ndarray) and not output.flags.owndata:
+                # It lies in memory of the session, which would live as long as this one output.
+                outputs[number] = output.copy()
         return outputs
 
     def end_profile(self) -> Path:
@@ -187,6 +193,11 @@ class BackgroundLoad(Generic[_Loaded]):
     def __init__(self, load: Callable[[], _Loaded], executor: Executor | None) -> None:
         self._load = load
         self._future: Future[_Loaded] | None = executor.submit(load) if executor else None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether nothing has been loaded yet that waits to be asked for."""
+        return self._future is None
 
     def get(self) -> _Loaded:
         """The result of the load, once. A second call loads again. Raises what the load raises."""

@@ -71,7 +71,7 @@ class Source:
 
     def proto(self) -> onnx.ModelProto:
         """Parse the model, with nodes in order. External data stays in its files."""
-        model = onnx.load(self.path, load_external_data=False)
+        model = onnx.load(self.path, "protobuf", load_external_data=False)
         put_in_order(model)
         self._change(model)
         return model

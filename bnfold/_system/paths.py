@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from bnfold._errors import UsageError
+from bnfold._errors import Unwritable, UsageError
 from bnfold._system import scratch
 
 _REASONS = {
@@ -31,9 +31,9 @@ def unreadable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"cannot read {path}: {why(error)}")
 
 
-def unwritable(path: Path | None, error: OSError) -> UsageError:
+def unwritable(path: Path | None, error: OSError) -> Unwritable:
     """The error for a file that cannot be written; without a path, a temporary one."""
-    return UsageError(f"cannot write {path or 'a temporary file'}: {why(error)}")
+    return Unwritable(f"cannot write {path or 'a temporary file'}: {why(error)}")
 
 
 def read(path: Path, reader: Callable[[Path], bytes | None] | None = None) -> bytes:
@@ -54,24 +54,24 @@ def read(path: Path, reader: Callable[[Path], bytes | None] | None = None) -> by
 
 
 def check_writable(path: Path, *, device: bool = False) -> None:
-    """Raise `UsageError` if a file cannot be put at a path by renaming.
+    """Raise `Unwritable` if a file cannot be put at a path by renaming.
 
     A device is refused, because the renamed file would replace it. With ``device`` it is allowed:
     the caller writes to it directly.
     """
     try:
         if path.is_dir():
-            raise UsageError(f"cannot write {path}: it is a folder")
+            raise Unwritable(f"cannot write {path}: it is a folder")
         if is_device(path):
             if device:
                 return
-            raise UsageError(f"cannot write {path}: it is not a regular file")
+            raise Unwritable(f"cannot write {path}: it is not a regular file")
         if not path.parent.is_dir():
             there = os.path.lexists(path.parent)
             problem = f"{path.parent} is not a folder" if there else f"there is no {path.parent}"
-            raise UsageError(f"cannot write {path}: {problem}")
+            raise Unwritable(f"cannot write {path}: {problem}")
         if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise UsageError(f"cannot write {path}: the folder {path.parent} is not writable")
+            raise Unwritable(f"cannot write {path}: the folder {path.parent} is not writable")
     except OSError as error:
         raise unwritable(path, error) from error
 

@@ -314,3 +314,36 @@ def test_a_bound_that_is_rounded_to_half_precision_holds(kind):
     values = numpy_helper.to_array(held) * np.float16(1.004)
     held.CopyFrom(numpy_helper.from_array(values, held.name))
     assert any(one.fails for one in certify(made, once.folded, once.applied))
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "shift", "goes_through"),
+    [
+        ("Max", 0.25, -15, True),
+        ("Max", 0.25, -17, False),
+        ("Max", -6, -17, True),
+        ("Max", 5, -17, False),
+        ("Max", 0.25, 1e30, True),
+        ("Max", 0.25, -1e38, False),
+        ("Min", 0.25, 15, True),
+        ("Min", 0.25, 17, False),
+        ("Min", 0.25, 1e38, False),
+        ("Min", 0.25, -1e30, True),
+    ],
+)
+def test_a_bound_that_would_be_lost_beside_a_shift_stays(kind, held, shift, goes_through):
+    """``min(x + 1e38, 0.25)`` is 0.25; ``min(x, 0.25 − 1e38) + 1e38`` is 0."""
+    middle = {
+        "Max": op("Clip", "a low", "c", name="extreme"),
+        "Min": op("Clip", "a _ low", "c", name="extreme"),
+    }[kind]
+    made = model(
+        op("Tanh", "x", "t"),
+        const("Add", "t", "a", np.float32(shift)),
+        (middle, {"low": np.float32(held)}),
+        conv("b", "c", "y", (4, 3, 1, 1)),
+    )
+    once = done(made)
+    x = {"x": rand(2, 3, 8, 8)}
+    assert ("Add" not in counts(once.folded)) == goes_through
+    np.testing.assert_allclose(run(once.folded, x), run(made, x), rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import bnfold
-from bnfold._core import pointwise
+from bnfold._core import bounded
 from bnfold._core.laws import Edit
 
 from ..graphs import DOUBLE, FLOAT, HALF, const, conv, counts, model, op, overridable, rand, run
@@ -352,13 +352,13 @@ def test_a_wide_clip_is_checked_as_closely():
         )
 
     assert all(certificate.holds for certificate in fold().certificates())
-    right = pointwise.HardSigmoid.taking
+    right = bounded.HardSigmoid.taking
 
     def wrong(self, map_, form=None):
         return Edit(WRONG["alpha"](right(self, map_, form).values), form)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pointwise.HardSigmoid, "taking", wrong)
+        patch.setattr(bounded.HardSigmoid, "taking", wrong)
         bad = fold()
     assert any(certificate.fails for certificate in bad.certificates())
 
@@ -381,13 +381,13 @@ def test_a_wrong_number_does_not_get_past_the_certificate(what, shape, shift, lo
         return checked(made)
 
     assert all(certificate.holds for certificate in fold().certificates())
-    right = pointwise.HardSigmoid.taking
+    right = bounded.HardSigmoid.taking
 
     def wrong(self, map_, form=None):
         edit = right(self, map_, form)
         return Edit(WRONG[what](edit.values), form)
 
-    monkeypatch.setattr(pointwise.HardSigmoid, "taking", wrong)
+    monkeypatch.setattr(bounded.HardSigmoid, "taking", wrong)
     bad = fold()
     monkeypatch.undo()
     assert "HardSigmoid" in counts(bad.folded)

@@ -74,3 +74,17 @@ def strange(tmp_path: Path) -> Path:
 def slow(tmp_path: Path) -> Path:
     """A model that takes seconds to verify."""
     return examples.save(examples.slow(), tmp_path / "slow.onnx")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A tree of models: two that fold, one with its data beside it, one settled, one broken."""
+    folder = tmp_path / "models"
+    (folder / "deep" / "er").mkdir(parents=True)
+    examples.save(examples.foldable(), folder / "m.onnx")
+    data = {"conv1_w": "one.bin", "conv2_w": "two.bin"}
+    examples.save(examples.foldable(), folder / "deep" / "x.onnx", **data)
+    examples.save(examples.settled(), folder / "deep" / "er" / "settled.onnx")
+    (folder / "deep" / "broken.onnx").write_text("no model")
+    (folder / "README.md").write_text("# Models")
+    return folder

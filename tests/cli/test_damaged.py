@@ -415,7 +415,7 @@ ODD = """
 import numpy as np, onnx, sys
 from onnx import TensorProto, helper as h, numpy_helper as nh
 import bnfold
-from bnfold._onnx.files.load import _invalid
+from bnfold._onnx.files.load import why_invalid
 
 def value(name, shape):
     return h.make_tensor_value_info(name, TensorProto.FLOAT, shape)
@@ -461,7 +461,7 @@ for kind, (opset, nodes) in kinds.items():
             bnfold.plan(made)
         except bnfold.UsageError:
             pass
-        _invalid(made, None)
+        why_invalid(made)
 """
 
 

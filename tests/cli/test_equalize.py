@@ -16,6 +16,7 @@ from bnfold._plan import equalizing
 from ..carry.holding import same
 from ..graphs import bn, conv, feeds, op
 from ..graphs import model as build
+from ..page.test_page import document
 from . import examples
 from .command import bnfold as run
 
@@ -48,6 +49,17 @@ def unevenness(made: onnx.ModelProto) -> float:
     held = next(t for t in made.graph.initializer if t.dims[:2] == [4, 3])
     rows = np.abs(numpy_helper.to_array(held)).reshape(4, -1).max(axis=1)
     return float(rows.max() / rows.min())
+
+
+def test_a_page_shows_the_equalized_weights(file, tmp_path):
+    pytest.importorskip("fast_sugiyama", reason="pages need bnfold[report]")
+    for words, altered in (((), []), (("--equalize",), ["first", "second"])):
+        assert run(file, *words, "--html", tmp_path / "r.html").code == 0
+        told = document(tmp_path / "r.html")
+        assert sorted(told["nodes"][at][1] for at in told["altered"]) == altered
+        assert [line.split()[0] for line in told["extras"]] == ["equalized", "proved:"] * bool(
+            words
+        )
 
 
 def test_the_file_is_equalized_and_proved(pair, file, tmp_path):
@@ -122,7 +134,8 @@ def test_another_function_is_not_written(pair, file, tmp_path, monkeypatch, veri
     wrong_scales(monkeypatch)
     more = () if verified else ("--no-verify",)
     done = run(file, "-o", tmp_path / "even.onnx", "--equalize", *more)
-    assert any(line.startswith("not equalized: the result is ") for line in done.lines)
+    why = "the comparison is fail: " if verified else "the result is "
+    assert any(line.startswith(f"not equalized: {why}") for line in done.lines)
     run(file, "-o", tmp_path / "plain.onnx", *more)
     assert (tmp_path / "even.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
 
@@ -138,7 +151,7 @@ def test_what_is_not_proved_is_compared(pair, file, tmp_path, monkeypatch):
     assert any(line.startswith("equalized 2 layers: ") for line in done.lines)
     wrong_scales(monkeypatch)
     done = run(file, "-o", tmp_path / "even.onnx", "--equalize")
-    assert any("and the comparison of both is fail" in line for line in done.lines)
+    assert any("not equalized: the comparison is fail" in line for line in done.lines)
     done = run(file, "-o", tmp_path / "even.onnx", "--equalize", "--no-verify")
     assert any(line.startswith("not equalized: the result is ") for line in done.lines)
 

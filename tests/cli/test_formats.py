@@ -344,8 +344,7 @@ def test_no_name_is_a_command_of_a_ci_server(form, model, tmp_path):
     runs = [bnfold(f"{hostile[:60]}.onnx", *words, cwd=tmp_path)]
     runs += [bnfold(tmp_path, "--check", *words)]
     runs += [bnfold("explain", "::error::x")]
-    if form in ("text", "json"):
-        runs += [bnfold(tmp_path, "--output-dir", tmp_path / "out", *words)]
+    runs += [bnfold(tmp_path, "--output-dir", tmp_path / "out", *words)]
     for run in runs:
         for line in (run.out + run.err).splitlines():
             begins = line.lstrip().startswith("::")

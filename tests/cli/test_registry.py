@@ -1,90 +1,30 @@
-"""Many models with one command: what is found, what becomes of each, what is written, resumed."""
+"""Many models with one command: what is found, what is written, the index."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
-import shutil
-import signal
+import re
 import sys
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree
 
-import click
 import onnx
 import pytest
 
 import bnfold
 import bnfold.registry
 from bnfold import UsageError
-from bnfold._command import cli, many
 from bnfold._registry import index, places
 
 from ..graphs import assert_same
 from . import examples
 from .command import bnfold as command
-from .command import on_terminal, process, refused, start, tree, wait_for
+from .command import on_terminal, process, refused, tree
+from .registries import found, listed
 
-DEATHS = {"poison": signal.SIGKILL, "broken-library": signal.SIGSEGV}
-SITE = f"""
-import importlib.util, os, sys
-class Planted:
-    def find_spec(self, name, *more):
-        if name != "bnfold._pipeline.models":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        right = spec.loader.exec_module
-        def exec_module(module):
-            right(module)
-            fold_file = module.fold_file
-            def deadly(path, *args, **kwargs):
-                for word, number in { ({w: int(n) for w, n in DEATHS.items()})!r}.items():
-                    if word in path.name:
-                        os.kill(os.getpid(), number)
-                return fold_file(path, *args, **kwargs)
-            module.fold_file = deadly
-        spec.loader.exec_module = exec_module
-        return spec
-sys.meta_path.insert(0, Planted())
-"""
-"""Models of some names end the process that folds them."""
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    """A tree of models: two that fold, one with its data beside it, one settled, one broken."""
-    folder = tmp_path / "models"
-    (folder / "deep" / "er").mkdir(parents=True)
-    examples.save(examples.foldable(), folder / "m.onnx")
-    data = {"conv1_w": "one.bin", "conv2_w": "two.bin"}
-    examples.save(examples.foldable(), folder / "deep" / "x.onnx", **data)
-    examples.save(examples.settled(), folder / "deep" / "er" / "settled.onnx")
-    (folder / "deep" / "broken.onnx").write_text("no model")
-    (folder / "README.md").write_text("# Models")
-    return folder
-
-
-def listed(folder: Path) -> dict[str, Any]:
-    """The models of an index, by name."""
-    data = json.loads((folder / "index.json").read_bytes())
-    return {model["name"]: model for model in data["models"]}
-
-
-def found(registry: bnfold.registry.Registry) -> list[str]:
-    return sorted(item.name for task in registry.tasks for item in task.items)
-
-
-def stamps(folder: Path) -> dict[str, int]:
-    """Which file each one but the index is: who writes it anew changes that."""
-    files = (path for path in folder.rglob("*") if path.is_file() and "index." not in path.name)
-    return {str(path.relative_to(folder)): path.stat().st_ino for path in files}
-
-
-# --- what is written ---------------------------------------------------------------------------
+# --- what is written --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -163,7 +103,7 @@ def test_a_data_file_that_appears_meanwhile_stays(external, tmp_path, monkeypatc
     assert tree(tmp_path / "out") == {"one.bin": b"another run's"}
 
 
-# --- what is found -----------------------------------------------------------------------------
+# --- what is found ----------------------------------------------------------------------------
 
 
 def test_what_is_passed_over_is_counted(models, tmp_path):
@@ -289,326 +229,7 @@ def test_what_a_program_has_no_use_for():
     assert applicable(Path("m.onnx"), given) == (given[0], given[2], given[3])
 
 
-# --- resuming ----------------------------------------------------------------------------------
-
-
-def test_nothing_is_done_twice(models, tmp_path):
-    out = tmp_path / "out"
-    first = command(models, "--output-dir", out)
-    before, told = stamps(out), listed(out)
-    again = command(models, "--output-dir", out, "--resume")
-    assert "4 of them were done before and have not changed" in again.lines
-    assert (again.code, stamps(out), listed(out)) == (first.code, before, told)
-
-
-def _touch_data(models, out):
-    with (models / "deep" / "two.bin").open("r+b") as file:
-        file.write(b"\0\0\0\0")
-
-
-def _mend(models, out):
-    examples.save(examples.settled(), models / "deep" / "broken.onnx")
-
-
-def _spoil_output(models, out):
-    with (out / "deep" / "one.bin").open("r+b") as file:
-        file.write(b"\0\0\0\0")
-
-
-@pytest.mark.parametrize(
-    "change, words, anew",
-    [
-        (_touch_data, (), {"deep/x.onnx"}),
-        (_mend, (), {"deep/broken.onnx"}),
-        (lambda models, out: (out / "m.onnx").unlink(), (), {"m.onnx"}),
-        (_spoil_output, (), {"deep/x.onnx"}),
-        (lambda models, out: (out / "m.onnx.report.json").write_text("{}"), (), {"m.onnx"}),
-        (lambda models, out: None, ("--memory", "8GB"), {"deep/broken.onnx"}),
-        (lambda models, out: None, ("--seed", "1"), {"m.onnx", "deep/x.onnx", "deep/broken.onnx"}),
-    ],
-)
-def test_what_has_changed_is_done_anew(change, words, anew, models, tmp_path):
-    out = tmp_path / "out"
-    command(models, "--output-dir", out)
-    change(models, out)
-    before = {path: path.stat().st_ino for path in out.rglob("*.report.json")}
-    command(models, "--output-dir", out, "--resume", *words)
-    written = {
-        path.relative_to(out).as_posix().removesuffix(".report.json")
-        for path in out.rglob("*.report.json")
-        if before.get(path) != path.stat().st_ino
-    }
-    assert written - {"deep/er/settled.onnx"} == anew
-    assert listed(out)["deep/x.onnx"]["verdict"] == "pass"
-
-
-@pytest.mark.parametrize(
-    "status, done",
-    [
-        *[(status, False) for status in ("crashed", "killed", "out of memory", "timeout")],
-        ("error", True),
-    ],
-)
-def test_what_came_to_no_end_is_tried_again(status, done, settled, tmp_path):
-    report = tmp_path / "r.json"
-    bnfold.run(settled, report=report)
-    told = json.loads(report.read_bytes())
-    report.write_text(json.dumps({**told, "status": status, "verdict": None, "report": None}))
-    assert bnfold.run(settled, report=report, resume=True).resumed is done
-
-
-def test_a_bound_that_was_too_small_is_not_for_good(settled, tmp_path):
-    report = tmp_path / "r.json"
-    small = bnfold.run(settled, report=report, memory="20MB")
-    assert (small.status, small.code) == ("error", 2)
-    assert bnfold.run(settled, report=report, memory="20MB", resume=True).resumed
-    again = bnfold.run(settled, report=report, memory="4GB", resume=True)
-    assert (again.verdict, again.resumed) == ("unchanged", False)
-
-
-def test_another_version_does_it_anew(model, tmp_path):
-    report = tmp_path / "r.json"
-    assert not bnfold.run(model, tmp_path / "o.onnx", report=report, resume=True).resumed
-    assert bnfold.run(model, tmp_path / "o.onnx", report=report, resume=True).resumed
-    told = json.loads(report.read_bytes())
-    told["versions"]["bnfold"] = "0.0.1"
-    report.write_text(json.dumps(told))
-    assert not bnfold.run(model, tmp_path / "o.onnx", report=report, resume=True).resumed
-
-
-def test_interrupted_and_resumed(models, tmp_path):
-    """The index says so, nothing is left in between, and what was done is not done again."""
-    out = tmp_path / "out"
-    (models / "last").mkdir()
-    examples.save(examples.slow(), models / "last" / "z.onnx")
-    running = start(models, "--output-dir", out)
-    wait_for(lambda: list(out.glob("last/.bnfold-*/z.onnx")))
-    running.send_signal(signal.SIGINT)
-    _, told = running.communicate()
-    assert (running.returncode, told.decode().strip()) == (130, "interrupted")
-    data = json.loads((out / "index.json").read_bytes())
-    assert not data["complete"] and len(data["models"]) == 4
-    assert "The run is not over" in (out / "index.html").read_text()
-    assert not list(tmp_path.rglob(".bnfold-*"))
-    before = stamps(out)
-    assert not [name for name in before if name.startswith("last")]
-    examples.save(examples.settled(), models / "last" / "z.onnx")
-    again = process(models, "--output-dir", out, "--resume")
-    assert "4 of them were done before and have not changed" in again.lines
-    assert {n: i for n, i in stamps(out).items() if not n.startswith("last")} == before
-    assert listed(out)["last/z.onnx"]["verdict"] == "unchanged"
-    assert json.loads((out / "index.json").read_bytes())["complete"]
-
-
-def test_killed_and_resumed(models, tmp_path):
-    """Whoever kills the command kills all that it has started."""
-    out = tmp_path / "out"
-    (models / "last").mkdir()
-    examples.save(examples.slow(), models / "last" / "z.onnx")
-    running = start(models, "--output-dir", out)
-    wait_for(lambda: list(out.glob("last/.bnfold-*/z.onnx")))
-    running.kill()
-    running.communicate()
-    wait_for(lambda: not list(out.rglob(".bnfold-*")))
-    assert not (out / "last" / "z.onnx").exists()
-    examples.save(examples.settled(), models / "last" / "z.onnx")
-    again = process(models, "--output-dir", out, "--resume")
-    assert "4 of them were done before and have not changed" in again.lines
-
-
-# --- models that end their process -------------------------------------------------------------
-
-
-@pytest.fixture
-def planted(tmp_path: Path, monkeypatch) -> Iterator[dict[str, str]]:
-    """Processes that models of some names end; none that was there before is used."""
-    from bnfold._registry import worker
-
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
-    started: list[worker.Worker] = []
-    monkeypatch.setattr(worker, "_idle", started)
-    yield {"PYTHONPATH": str(tmp_path / "site")}
-    for each in started:
-        each.close()
-
-
-def test_a_model_that_ends_its_process_ends_nothing_else(models, planted, tmp_path):
-    out = tmp_path / "out"
-    for name in ("poison.onnx", "broken-library.onnx"):
-        shutil.copy(models / "m.onnx", models / name)
-    run = command(models, "--output-dir", out, "--jobs", 2, env=planted)
-    told = listed(out)
-    assert run.code == 3
-    assert (told["poison.onnx"]["status"], told["poison.onnx"]["code"]) == ("killed", 3)
-    assert "memory may have run out" in told["poison.onnx"]["message"]
-    crashed = told["broken-library.onnx"]
-    assert (crashed["status"], crashed["verdict"], crashed["code"]) == ("crashed", None, 2)
-    assert "SIGSEGV" in crashed["message"]
-    assert told["m.onnx"]["verdict"] == told["deep/x.onnx"]["verdict"] == "pass"
-    assert not (out / "poison.onnx").exists() and not list(out.rglob(".bnfold-*"))
-    again = process(models, "--output-dir", out, "--resume")  # by processes that live
-    assert again.code == 2
-    assert "4 of them were done before and have not changed" in again.lines
-    assert listed(out)["poison.onnx"]["verdict"] == "pass"
-
-
-def test_memory_and_time_that_are_not_enough(models, tmp_path):
-    out = tmp_path / "out"
-    examples.save(examples.endless(), models / "endless.onnx")
-    bounded = (models, "--output-dir", out, "--timeout", "2", "--memory", "2GB", "--no-prove")
-    run = command(*bounded)
-    assert run.code == 3
-    told = listed(out)
-    assert (told["endless.onnx"]["status"], told["endless.onnx"]["verdict"]) == (
-        "done",
-        "inconclusive",
-    )
-    assert told["m.onnx"]["verdict"] == "pass"
-    same = command(*bounded, "--resume")
-    assert "5 of them were done before and have not changed" in same.lines
-
-
-def test_what_is_read_ahead_of_the_command_has_bounds_as_well(model, tmp_path, monkeypatch):
-    """A result depends on what a disk may take its time to give, and on files that are large."""
-    from bnfold._registry import worker
-
-    slow = "import sys, time\nimport bnfold._registry.fingerprint as found\n"
-    slow += "found.of_model = lambda path: time.sleep(60)\n"
-    monkeypatch.setattr(
-        worker,
-        "_SERVE",
-        f"{worker._SERVE.partition('; from')[0]}\n{slow}"
-        "from bnfold._command.warm import serve; serve()",
-    )
-    monkeypatch.setattr(worker, "_idle", [])
-    told = bnfold.run(model, timeout=1)
-    assert (told.status, told.code) == ("timeout", 3)
-    assert "time is up after 1 s" in told.message
-
-
-def test_the_process_that_serves_dies_itself(model, tmp_path, monkeypatch):
-    """It is a status, and the next model has another one."""
-    from bnfold._registry import worker
-
-    class Dying(worker.Worker):
-        def ask(self, request):
-            self._process.kill()
-            self._process.wait()
-            return super().ask(request)
-
-    monkeypatch.setattr(worker, "_idle", [])
-    monkeypatch.setattr(worker, "Worker", Dying)
-    told = bnfold.run(model, tmp_path / "o.onnx", report=tmp_path / "r.json")
-    assert (told.status, told.code, told.output) == ("killed", 3, None)
-    assert json.loads((tmp_path / "r.json").read_bytes())["status"] == "killed"
-    monkeypatch.undo()
-    again = bnfold.run(model, tmp_path / "o.onnx", report=tmp_path / "r.json", resume=True)
-    assert (again.status, again.verdict) == ("done", "pass")
-
-
-# --- the unit of work --------------------------------------------------------------------------
-
-
-def test_a_report_is_plain_data(model, wrong, tmp_path):
-    told = bnfold.run(model)
-    assert pickle.loads(pickle.dumps(told)) == told
-    assert (told.verdict, told.output, told.report) == ("pass", None, None)
-    assert told.details is not None and told.details["schema"] == "bnfold.report/1"
-    assert told.operators == (8, 7) and told.bytes is not None and 0 <= (told.distance or -1) < 1
-    missing = bnfold.run(tmp_path / "no.onnx")
-    assert (missing.status, missing.code) == ("error", 2)
-    assert "there is no such file" in missing.message
-
-
-def test_what_a_verdict_rests_on(model):
-    """An index that says no more than "inconclusive" sends people to each report."""
-    assert bnfold.run(model).message == ""
-    told = bnfold.run(model, provider="cpu,tensorrt")
-    assert (told.verdict, told.code) == ("inconclusive", 3)
-    assert "onnxruntime-gpu" in told.message
-
-
-def test_options_of_python(model, tmp_path):
-    told = bnfold.run(
-        model,
-        report=tmp_path / "r.json",
-        draw=["signed", "large"],
-        dim={"batch": [1, 4]},
-        power=True,
-        threads=1,
-        timeout=None,
-    )
-    said = json.loads((tmp_path / "r.json").read_bytes())
-    assert said["options"] == {"--draw": "signed,large", "--dim": "batch=1,4", "--power": ""}
-    assert said["bounds"] == {"--threads": "1"}
-    assert told.status == "error" and "batch" in told.message
-    assert "no such option" in bnfold.run(model, nonsense=1).message
-    with pytest.raises(UsageError, match="takes no option 'check'"):
-        bnfold.run(model, check=True)
-    with pytest.raises(UsageError, match="is the input itself"):
-        bnfold.run(model, model)
-
-
-VALUES = {
-    "path": "a b/x.npz",
-    "integer": "7",
-    "integer range": "7",
-    "float": "0.25",
-    "text": "cpu",
-}
-SPECIAL = {
-    **{"draw": "signed,large", "provider": "cpu", "dim": "batch=1,4", "memory": "4GB"},
-    **{"input_mean": "1.5,2,3e-7", "input_std": "x=y=2", "input_scale": "x=1/255"},
-    **{"input_channels": "x=rgb:bgr", "input_layout": "nhwc", "input_type": "uint8"},
-}
-
-
-def test_every_option_reaches_the_work_as_it_was_given(tmp_path):
-    """Also one that is added later: what the process of a model is told means the same."""
-    arguments: list[str] = []
-    for parameter in cli.fold.params:
-        name = parameter.name or ""
-        if name in many._OWN or not isinstance(parameter, click.Option):
-            continue
-        arguments.append(parameter.opts[0])
-        if not parameter.is_flag:
-            value = SPECIAL.get(name, VALUES.get(parameter.type.name))
-            assert value is not None, f"say here what --{name} is given"
-            arguments.append(value)
-    given = cli.fold.make_context("fold", [*arguments, "--no-config", "m.onnx"])
-    said = [part for option in many.options_of(given) for part in option if part is not None]
-    again = cli.fold.make_context("fold", [*said, "--no-config", "m.onnx"])
-    for name, value in given.params.items():
-        if name == "inputs":
-            assert again.params[name] == Path.cwd() / value
-        elif name == "ops_library":
-            assert again.params[name] == tuple(Path.cwd() / path for path in value)
-        elif name not in many._OWN:
-            assert again.params[name] == value, name
-    assert len(many.options_of(given)) > 15
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        ((), {"--draw": "signed", "--input-scale": "=0.5"}),
-        (("--draw", "large"), {"--draw": "large", "--input-scale": "=0.5"}),
-        (("--no-verify",), {"--no-verify": "", "--input-scale": "=0.5"}),
-        (("--expose-normalization",), {"--expose-normalization": "", "--draw": "signed"}),
-    ],
-)
-def test_a_project_has_its_say(words, said, models, tmp_path):
-    """What [tool.bnfold] says is part of what a result depends on, where it has a use."""
-    table = '[tool.bnfold]\ndraw = ["signed"]\ninput-scale = 0.5\n'
-    (tmp_path / "pyproject.toml").write_text(table)
-    run = command(models / "m.onnx", "--output-dir", "out", *words, cwd=tmp_path)
-    assert run.code == 0 or "no normalization to take out" in run.out
-    told = json.loads((tmp_path / "out" / "m.onnx.report.json").read_bytes())
-    assert told["options"] == said
-
-
-# --- the index ---------------------------------------------------------------------------------
+# --- the index --------------------------------------------------------------------------------
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"&\u202e.onnx"
 
@@ -639,11 +260,48 @@ def test_the_index_and_reports_are_what_their_schemas_say(models, tmp_path):
     jsonschema.Draft202012Validator(schemas["index"]).validate(printed)
     for path in (tmp_path / "out").rglob("*.report.json"):
         jsonschema.Draft202012Validator(schemas["run"]).validate(json.loads(path.read_bytes()))
-    for form in ("github", "junit"):
-        refused(
-            command(models, "--output-dir", tmp_path / "out", "--output-format", form),
-            "takes one model at a time",
-        )
+
+
+def test_many_models_in_the_forms_of_ci_servers(models, tmp_path):
+    """One table, a suite and at most one annotation for each; a name stays a name."""
+    (models / "a|b`[x](y).onnx").write_bytes(b"no model")
+    table = command(models, "--output-dir", "a", "--output-format", "markdown", cwd=tmp_path)
+    assert table.lines[0].startswith("### bnfold: 5 models: ")
+    assert r"| a\|b\`\[x\](y).onnx | error | – | – | 0 | 0 |" in table.out
+    assert any(re.match(r"\| m.onnx \| pass \| 8 → 7 \|", line) for line in table.lines)
+    verdicts = [line.split(" | ")[1] for line in table.lines[4:]]
+    assert verdicts[:2] == ["error", "error"] and "error" not in verdicts[2:]
+    summary = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    words = (models, "--output-format")
+    told = command(*words, "github", "--output-dir", "b", cwd=tmp_path, env=summary)
+    assert [line.partition(",")[0] for line in told.lines] == [
+        "::error file=models/a|b`[x](y).onnx",
+        f"::error file={Path('models', 'deep', 'broken.onnx')}",
+    ]
+    assert (tmp_path / "summary.md").read_text("utf-8").strip() == table.out.strip()
+    suites = ElementTree.fromstring(command(*words, "junit", "--output-dir", tmp_path / "a").out)
+    assert [suite.get("failures") for suite in suites] == ["1", "1", "0", "0", "0"]
+
+
+def test_each_model_has_a_page_that_the_index_leads_to(models, tmp_path):
+    pytest.importorskip("fast_sugiyama", reason="pages need bnfold[report]")
+    out = tmp_path / "out"
+    command(models, "--output-dir", out, "--pages")
+    done = [name for name, entry in listed(out).items() if entry["status"] == "done"]
+    assert len(done) == 3
+    for name, entry in listed(out).items():
+        assert entry["page"] == (f"{name}.report.html" if name in done else None)
+    for name in done:
+        page = (out / f"{name}.report.html").read_text("utf-8")
+        assert f"{name} -o " in page and "--report" not in page  # what a user would type
+        assert f'href="./{name}.report.html">page<' in (out / "index.html").read_text("utf-8")
+    (out / "m.onnx.report.html").unlink()
+    again = command(models, "--output-dir", out, "--pages", "--resume")
+    assert (out / "m.onnx.report.html").exists() and "3 of them were done before" in again.out
+    command(models, "--output-dir", out, "--resume")
+    assert all(entry["page"] is None for entry in listed(out).values())
+    refused(command(models, "--output-dir", out, "--html", "p.html"), "say --pages")
+    refused(command(models / "m.onnx", "--pages"), "without --output-dir")
 
 
 def test_progress_is_for_a_terminal(models, tmp_path):

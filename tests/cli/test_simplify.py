@@ -15,6 +15,7 @@ import pytest
 
 from .. import graphs
 from ..graphs import assert_same
+from ..page.test_page import document
 from . import examples
 from .command import bnfold as run
 from .command import refused, tree
@@ -43,7 +44,7 @@ WRONG = {
     "garbage": 'del graph.node[:]; graph.node.add(op_type="Conv", input=["nowhere"], output=["y"])',
 }
 SAID = {
-    "weights": "what it makes is refuted at",
+    "weights": "the result is refuted at",
     "operator": "Tanh",
     "shape": "output y has the shape",
     "type": "output y has another type",
@@ -85,6 +86,18 @@ def tool(tmp_path: Path, monkeypatch):
         monkeypatch.syspath_prepend(str(place))
 
     return install
+
+
+def test_a_page_shows_the_simplified_network(file, tool, tmp_path):
+    pytest.importorskip("fast_sugiyama", reason="pages need bnfold[report]")
+    tool()
+    assert run(file, "--simplify", "--html", tmp_path / "r.html").code == 0
+    told = document(tmp_path / "r.html")
+    left = {op: after for op, _, after in told["head"]["counts"] if after}
+    assert left == {"Conv": 2, "Sigmoid": 1}
+    assert told["extras"][0].startswith("simplified by onnxslim 0.0.1: 3 operators")
+    gone = {told["ops"][kind] for kind, _, side, *_ in told["nodes"] if side == 1}
+    assert gone == {"Identity", "BatchNormalization"} and told["altered"] == []
 
 
 def test_it_is_taken_where_nothing_changes(file, tool, tmp_path):

@@ -47,6 +47,18 @@ def test_each_reason_has_a_line(tmp_path):
     assert {"no-linear-operator", "not-per-channel"} <= set(lines)
 
 
+@pytest.mark.parametrize("name", ["-m.onnx", "verify", "@m.onnx", "a b.onnx"])
+def test_what_to_type_next_does_what_was_asked(name, tmp_path):
+    """The options stay, and no name is taken for an option, a command or a list."""
+    examples.save(examples.foldable(), tmp_path / "m.onnx").rename(tmp_path / name)
+    words = {"-m.onnx": ("--no-verify", "--", name), "verify": ("./verify", "--no-verify")}
+    run = bnfold(*words.get(name, (name, "--no-verify")), cwd=tmp_path)
+    typed = shlex.split(run.lines[-1])
+    assert typed[0] == "bnfold" and ("--no-verify" in typed) == (name != "-m.onnx")
+    assert bnfold(*typed[1:], cwd=tmp_path).code == 0
+    assert [path.name for path in tmp_path.iterdir() if "folded" in path.name]
+
+
 def test_verbose_lists_folds_and_kept_maps(model):
     run = bnfold(model, "-v")
     assert "  bn1 → conv1 (absorb behind Conv)" in run.lines

@@ -6,6 +6,7 @@ from .planting import Mutant
 
 _OPERATORS = "tests/torch/test_proof_operators.py"
 _PROOF = "tests/torch/test_proof.py"
+_FUNCTIONS = "tests/torch/test_proof_functions.py"
 MUTANTS = (
     Mutant(
         "an empty range from the beginning goes to the end",
@@ -47,7 +48,7 @@ MUTANTS = (
         "_aten/norms.py",
         "    if training is not False:\n",
         "    if False:\n",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "a pool counts its padding, whatever it says",
@@ -61,56 +62,56 @@ MUTANTS = (
         "_aten/call.py",
         "like, sizes=repr(like.sizes))",
         "like, sizes='')",
-        f"{_OPERATORS} {_PROOF}",
+        f"{_OPERATORS} {_FUNCTIONS}",
     ),
     Mutant(
         "an operator without translation is told without its numbers",
         "_aten/opaque.py",
         "            return repr(value)\n        if isinstance(value, _NAMED)",
         "            return '0'\n        if isinstance(value, _NAMED)",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "branches are told without their code",
         "_aten/opaque.py",
         "                return text_of(held)\n        said",
         "                return ''\n        said",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "draws are one",
         "_aten/reading.py",
         "is_drawn(node, self.program.graph_module)",
         "False",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "what a program writes into does not matter",
         "_aten/reading.py",
         "            if spec.kind is not OutputKind.USER_OUTPUT:\n",
         "            if False:\n",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "older names of memory that is written into are not read",
         "_aten/in_place.py",
         "any(order[user] > order[node] for user in held.users)",
         "False",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "what gives back its data without saying so gives back other memory",
         "_aten/in_place.py",
         "if name in _FRESH or not target.has_kernel_for_dispatch_key(_COMPOSED):",
         "if True:",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "a number beyond the type it is brought to is as good as another one",
         "_aten/call.py",
         "        if not bool((far <=",
         "        if False and not bool((far <=",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "weights that PyTorch computes refute a file",
@@ -145,7 +146,7 @@ MUTANTS = (
         "_aten/proof.py",
         "    if specs[0].out_spec != specs[1].out_spec:\n",
         "    if False:\n",
-        _PROOF,
+        _FUNCTIONS,
     ),
     Mutant(
         "a program that takes fewer sizes is the same",

@@ -215,4 +215,11 @@ MUTANTS = (
         "            varying_blocked=None,",
         "tests/test_integer_products.py",
     ),
+    Mutant(
+        "a Conv whose bias has an odd shape takes a scale in",
+        "_core/operators/linear.py",
+        "odd = bias if _is_odd(self.bias, self.offset) else None",
+        "odd = None",
+        "tests/cli/test_mutated.py",
+    ),
 )

@@ -342,4 +342,11 @@ MUTANTS = (
         "pass",
         "tests/torch/test_judge.py",
     ),
+    Mutant(
+        "an error of the proof is a defect, whatever the model is",
+        "_judge/by_proof.py",
+        "            problem = why_invalid(model)",
+        "            problem = None",
+        "tests/cli/test_mutated.py",
+    ),
 )

@@ -294,7 +294,7 @@ MUTANTS = (
     ),
     Mutant(
         "an equalized file is written though it is refuted",
-        "_pipeline/equalizing.py",
+        "_pipeline/proving.py",
         'return f"the result is {proof}", proof',
         'return "", proof',
         "tests/cli/test_equalize.py",

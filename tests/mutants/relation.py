@@ -547,9 +547,9 @@ MUTANTS = (
     ),
     Mutant(
         "two Transposes are one in any order",
-        "_relation/roots.py",
-        "return root, tuple(turn[1][axis] for axis in order)",
-        "return root, tuple(order[axis] for axis in turn[1])",
+        "_relation/moving.py",
+        "both = tuple(before[axis] for axis in order)",
+        "both = tuple(order[axis] for axis in before)",
         "tests/relation/test_sizes.py",
     ),
     Mutant(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .planting import Mutant
 
 FUSED = "tests/relation/test_fused.py"
+JOINING = "tests/relation/test_joining.py"
+TURNING = "tests/relation/test_turning.py"
 
 MUTANTS = (
     Mutant(
@@ -49,5 +51,131 @@ MUTANTS = (
         "return max(dim.dim_value, 0)",
         "return 0",
         FUSED,
+    ),
+    Mutant(
+        "an axis of transposed data is that of the data",
+        "_relation/turning.py",
+        'return {"axis": order[axis]}',
+        'return {"axis": axis % len(order)}',
+        TURNING,
+    ),
+    Mutant(
+        "axes that a reduction takes of transposed data are those of the data",
+        "_relation/turning.py",
+        "tuple(sorted(order[axis] for axis in axes))",
+        "tuple(sorted(axes))",
+        TURNING,
+    ),
+    Mutant(
+        "ranges of transposed data are those of the data",
+        "_relation/turning.py",
+        "moved = tuple(order[axis] for axis in axes)",
+        "moved = axes",
+        TURNING,
+    ),
+    Mutant(
+        "of two data the second one is transposed as the first is",
+        "_relation/turning.py",
+        "left = tuple(each.order[axis] for axis in back)",
+        "left = tuple(each.order[axis] for axis in order)",
+        TURNING,
+    ),
+    Mutant(
+        "a running sum goes number by number",
+        "_relation/turning.py",
+        '*("Abs", "Add", "And"',
+        '*("Abs", "CumSum", "Add", "And"',
+        TURNING,
+    ),
+    Mutant(
+        "a Softmax of old opsets goes along one axis",
+        "_relation/turning.py",
+        'in ("Softmax", "LogSoftmax") and scope.opset < 13',
+        'in ("Softmax", "LogSoftmax") and scope.opset < 9',
+        TURNING,
+    ),
+    Mutant(
+        "data of fewer axes are transposed with the others",
+        "_relation/turning.py",
+        "if len(ranks) != 1 or all(",
+        "if all(",
+        TURNING,
+    ),
+    Mutant(
+        "the batch of a product is not transposed",
+        "_relation/turning.py",
+        'for key in ("transBatchA", "transBatchB")):',
+        "for key in ()):",
+        TURNING,
+    ),
+    Mutant(
+        "a shift stays where it is ahead of a Transpose",
+        "_relation/roots.py",
+        "(_turned(v, order) for v in (term.scale, data.shift, data.mass))",
+        "(_turned(term.scale, order), data.shift, data.mass)",
+        TURNING,
+    ),
+    Mutant(
+        "axes of one number are taken for others of transposed data",
+        "_relation/moving.py",
+        "order[place] = places[sorted(wide).index(axis)]",
+        "order[place] = places[wide.index(axis)]",
+        TURNING,
+    ),
+    Mutant(
+        "a scale between two Casts of integers is one behind them",
+        "_relation/walk.py",
+        "if kind not in tensors.FLOATS and not roots.is_plain(value):",
+        "if False:",
+        TURNING,
+    ),
+    Mutant(
+        "float32 holds all integers of 32 bits",
+        "_relation/walk.py",
+        "TensorProto.INT32: (TensorProto.DOUBLE,",
+        "TensorProto.INT32: (TensorProto.FLOAT, TensorProto.DOUBLE,",
+        TURNING,
+    ),
+    Mutant(
+        "every part that begins where the data do is all of them",
+        "_relation/places.py",
+        "if (start, end, step) != (0, LAST, 1):",
+        "if (start, step) != (0, 1):",
+        TURNING,
+    ),
+    Mutant(
+        "the column of a block counts most",
+        "_relation/joining.py",
+        "for row, column in itertools.product(range(block), repeat=2):",
+        "for column, row in itertools.product(range(block), repeat=2):",
+        JOINING,
+    ),
+    Mutant(
+        "what begins as a part does is that part",
+        "_relation/joining.py",
+        "if list(taken[place : place + size]) != list(range(first, first + size)):",
+        "if len(taken) < place + size:",
+        JOINING,
+    ),
+    Mutant(
+        "a Gather takes parts along any axis",
+        "_relation/joining.py",
+        "axis % joined.rank != joined.axis:\n            return None\n        return [",
+        "False:\n            return None\n        return [",
+        JOINING,
+    ),
+    Mutant(
+        "a Slice takes every number of its range",
+        "_relation/joining.py",
+        "return range(sum(joined.sizes))[start:end:step]",
+        "return range(sum(joined.sizes))[start:end]",
+        JOINING,
+    ),
+    Mutant(
+        "parts that are taken stay in their order",
+        "_relation/joining.py",
+        "        parts.append(joined.parts[number])",
+        "        parts.insert(0, joined.parts[number])",
+        JOINING,
     ),
 )

@@ -68,8 +68,8 @@ MUTANTS = (
     Mutant(
         "parts along another axis are put together at once",
         "_relation/roots.py",
-        "return join[1] if join is not None and join[0] == axis else (part,)",
-        "return join[1] if join is not None else (part,)",
+        "return chain[1] if chain is not None and chain[0] == axis else (part,)",
+        "return chain[1] if chain is not None else (part,)",
         _LEARNED,
     ),
     Mutant(

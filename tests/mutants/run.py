@@ -6,6 +6,34 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "large weights are in the bytes of the session, too",
+        "_run/onnx_model.py",
+        "if is_own(each) and each.name in weights]",
+        "if is_own(each) and not weights]",
+        "tests/verify/test_onnx_model.py",
+    ),
+    Mutant(
+        "every run gets what bnfold takes for the weights",
+        "_run/onnx_model.py",
+        "{**self._given, **self._read, **(moved or {}), **feeds}",
+        "{**self._given, **self._read, **self.weights, **(moved or {}), **feeds}",
+        "tests/verify/test_onnx_model.py",
+    ),
+    Mutant(
+        "outputs keep the memory of their session",
+        "_run/session.py",
+        "and not output.flags.owndata",
+        "and not output.size",
+        "tests/verify/test_session.py",
+    ),
+    Mutant(
+        "pages that only memory has are dropped",
+        "_onnx/tensors.py",
+        'only_read = isinstance(view, np.memmap) and view.mode == "r"',
+        "only_read = isinstance(view, np.memmap)",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
         "what onnxruntime does not run of a recurrent operator runs nowhere",
         "_run/session.py",
         '("NOT_IMPLEMENTED", "are not supported. If you',
@@ -284,5 +312,12 @@ MUTANTS = (
         "        if acting.intersection(weights) <= seen:",
         "        if True:",
         "tests/verify/test_end_to_end.py",
+    ),
+    Mutant(
+        "inputs of any size are drawn",
+        "_run/drawing.py",
+        "if count > _MOST and not asked:",
+        "if False:",
+        "tests/verify/test_drawing.py",
     ),
 )

@@ -16,7 +16,7 @@ import pytest
 
 import bnfold
 
-from ..graphs import bn, conv, model, op
+from ..graphs import bn, conv, model, op, reseed
 from .test_page import HOSTILE, foldable, saved
 
 pytest.importorskip("fast_sugiyama", reason="pages need bnfold[report]")
@@ -84,6 +84,7 @@ def details(browser: Any) -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
+    reseed()  # as ahead of each test: here whatever ran before would have a say in the numbers
     return bnfold.report(saved(foldable(), folder / "m.onnx"), folder / "r.html")
 
 
@@ -99,7 +100,8 @@ def test_a_click_on_a_batchnorm_tells_where_it_went(browser: Any, page: Path) ->
     one(browser, "#before .op.gone").click()
     told = details(browser)
     assert "Its scale and shift went into" in told and "W′[o] = s[o] · W[o]" in told
-    assert len(browser.find_elements("css selector", "#details tbody tr")) == 4
+    rows = [row.text.split()[0] for row in browser.find_elements("css selector", "#details tr")]
+    assert rows[1:4] == ["least", "middle", "most"] and sorted(rows[4:]) == list("0123")
     assert browser.find_elements("css selector", "#before .flow:not(.faint)")
     one(browser, "#details .link").click()  # to the Conv
     assert "What it took in" in details(browser)
@@ -132,6 +134,32 @@ def test_search_finds_and_leads_there(browser: Any, page: Path) -> None:
     query.clear()
     query.send_keys("nowhere")
     assert one(browser, "#hits").text == "no hit"
+
+
+def test_a_notebook_shows_the_picture(browser: Any, tmp_path: Path) -> None:
+    """Of a plan and a verdict: drawn as wide as there is room, and what names say is text."""
+    made = foldable()
+    for node in made.graph.node:
+        node.name += HOSTILE
+    made.graph.output[0].name = made.graph.node[-1].output[0] = HOSTILE
+    plan, verdict = bnfold.plan(made), bnfold.verify(made, bnfold.fold(made))
+    for shown in (plan, verdict):
+        page = tmp_path / "cell.html"
+        text = f"<!doctype html><meta charset='utf-8'><title>cell</title>{shown._repr_html_()}"
+        page.write_text(text, "utf-8")
+        browser.get_log("browser")
+        browser.get(page.as_uri())
+        assert browser.get_log("browser") == [] and browser.title == "cell"
+        picture = one(browser, "svg")
+        assert 300 < picture.size["width"] <= 720 and 20 < picture.size["height"] < 200
+        assert picture.find_elements("css selector", "rect")
+        assert not browser.find_elements("css selector", "script")
+        room = browser.execute_script(
+            "const all = document.querySelector('svg').getBBox(); return [all.x, all.x + all.width]"
+        )
+        assert room[0] >= 0
+    browser.get(page.as_uri())
+    assert "of the tolerance" in one(browser, "svg").text
 
 
 def test_groups_close_and_open_by_mouse_and_keyboard(browser: Any, page: Path) -> None:

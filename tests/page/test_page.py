@@ -94,12 +94,16 @@ def test_the_numbers_of_channels_are_those_of_the_weights(
     table = told["tables"][str(into)]
     weights = [s[m.graph.node[0].input[1]] for s, m in zip(stored, (before, after))]
     bias = stored[1][after.graph.node[0].input[2]]
-    assert table["count"] == 4
-    for k, row in enumerate(table["rows"]):
+    assert table["count"] == table["seen"] == 4
+    for k, *row in table["rows"]:
         own = [scale[k], beta[k] - mean[k] * scale[k], *(np.abs(w[k]).max() for w in weights)]
         assert row[:4] == pytest.approx(own, rel=1e-3)
         assert row[5] == pytest.approx(bias[k], rel=1e-3)
         assert 0 <= row[6] <= 1
+    columns = list(zip(*(row[1:] for row in table["rows"])))
+    for spread, column in zip(table["spread"], columns, strict=True):
+        ends = min(column), float(np.median(column)), max(column)
+        assert spread == pytest.approx(ends, rel=1e-3)
 
 
 def test_a_map_along_another_axis_of_the_same_size_is_not_shown_by_channel(tmp_path: Path) -> None:
@@ -113,7 +117,7 @@ def test_a_map_along_another_axis_of_the_same_size_is_not_shown_by_channel(tmp_p
     told = document(page)
     (layer,) = nodes_of(told, op="MatMul")
     assert [fold["into"] for fold in told["folds"]] == [layer]
-    assert all(row[0] is row[6] is None for row in told["tables"][str(layer)]["rows"])
+    assert all(row[1] is row[7] is None for row in told["tables"][str(layer)]["rows"])
 
 
 def test_operators_that_merge_are_linked_by_their_names(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_a_distance_is_told_only_where_the_formula_is_whole(
     )
     told = document(bnfold.report(saved(made, tmp_path / "m.onnx"), tmp_path / "r.html"))
     (layer,) = nodes_of(told, op="Gemm")
-    far = [row[6] for row in told["tables"][str(layer)]["rows"]]
+    far = [row[7] for row in told["tables"][str(layer)]["rows"]]
     whole = shape != () and not more
     assert [each is not None and each <= 1 for each in far] == [whole] * 4
 
@@ -230,7 +234,33 @@ def test_a_comparison_tells_what_may_have_been_folded(told: dict[str, Any], tmp_
         (fold,) = seen["folds"]
         assert (fold["names"], fold["state"]) == (["/a/norm/BatchNormalization"], "")
         rows = seen["tables"][str(fold["into"])]["rows"]
-        assert [k for k, row in enumerate(rows) if row[6] > 1] == far
+        assert [row[0] for row in rows if row[7] > 1] == far
+
+
+def test_the_worst_channels_are_shown_of_many(tmp_path: Path, monkeypatch: Any) -> None:
+    """Those of a wrong layer, wherever they stand; of weights too large to hold, the first ones."""
+    made = model(conv("conv", "x", "c", (64, 3, 3, 3)), bn("norm", "c", "y", 64), x=[1, 3, 8, 8])
+    source = saved(made, tmp_path / "m.onnx")
+    bnfold.fold(source, tmp_path / "f.onnx")
+    folded = onnx.load(tmp_path / "f.onnx")
+    weight = next(t for t in folded.graph.initializer if t.name == folded.graph.node[0].input[1])
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[[61, 40]] *= np.float32([[[[1.5]]], [[[1.1]]]])
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    wrong = saved(folded, tmp_path / "w.onnx")
+
+    def shown() -> dict[str, Any]:
+        bnfold.report(source, tmp_path / "r.html", folded=wrong)
+        (table,) = document(tmp_path / "r.html")["tables"].values()
+        return table
+
+    table = shown()
+    assert (table["count"], table["seen"], len(table["rows"])) == (64, 64, 16)
+    assert [row[0] for row in table["rows"][:2]] == [61, 40]
+    assert table["spread"][6][2] == table["rows"][0][7] > table["spread"][6][1]
+    monkeypatch.setattr("bnfold._report.page.witness._HELD", 64)
+    table = shown()
+    assert (table["seen"], sorted(row[0] for row in table["rows"])) == (16, list(range(16)))
 
 
 def test_bodies_are_groups(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 import bnfold
 from bnfold._core.affine import AffineMap
+from bnfold._core.bounded import Clipped
 from bnfold._core.joins import Aligned, Concatenated, Picked, Summed
 from bnfold._core.laws import Mixed
 from bnfold._core.limits import Limits
-from bnfold._core.pointwise import Clipped, Homogeneous
+from bnfold._core.pointwise import Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide
 from bnfold._plan import fit, relocation

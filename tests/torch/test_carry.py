@@ -424,6 +424,14 @@ def test_a_threshold_and_its_value_move_ahead_too():
     assert "mul" in str(program(ready(ScaledFirst(op, each)), X).graph)
 
 
+@pytest.mark.parametrize(("value", "stays"), [(0.0, True), (-40.0, False)])
+def test_the_value_of_a_threshold_is_not_lost_beside_a_shift(value, stays):
+    """A shift of −100 holds every x at the value, which ``(value + 100) − 100`` would round."""
+    module = ready(ScaledFirst(nn.Threshold(0.5, value)))
+    module.forward = lambda x: module.conv(module.op(x - 100))
+    assert ("sub" in str(program(module, X).graph)) == stays
+
+
 def test_bounds_that_are_tensors_let_nothing_pass():
     module = ready(Scaled(lambda x: x.clamp(x.new_tensor(-0.5), x.new_tensor(0.75))))
     assert "mul" in str(program(module, X).graph)

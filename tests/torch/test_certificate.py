@@ -18,7 +18,8 @@ from click.testing import CliRunner  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bnfold._command.cli import main  # noqa: E402
-from bnfold._core.pointwise import Clipped, Homogeneous, Thresholded  # noqa: E402
+from bnfold._core.bounded import Clipped, Thresholded  # noqa: E402
+from bnfold._core.pointwise import Homogeneous  # noqa: E402
 from bnfold._judge.power import RestingFold  # noqa: E402
 from bnfold._pipeline.modules import compare_programs  # noqa: E402
 from bnfold._proof import torch_certificate  # noqa: E402

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
-from bnfold._core import pointwise  # noqa: E402
+from bnfold._core import bounded  # noqa: E402
 from bnfold._proof.torch_certificate import certify_program  # noqa: E402
 from bnfold._torch.program.fold import PlannedProgram  # noqa: E402
 
@@ -120,7 +120,7 @@ def test_relu6_alone_stays():
 @pytest.mark.parametrize("slope", [5.0, 6.05])
 def test_a_clamp_that_would_be_a_wrong_hardsigmoid_fails_its_certificate(slope, monkeypatch):
     module = Gate(lambda x: (x + slope / 2).clamp(0, slope) / slope)
-    monkeypatch.setattr(pointwise, "_alike", lambda one, other: True)
+    monkeypatch.setattr(bounded, "_alike", lambda one, other: True)
     applied = PlannedProgram(torch.export.export(module, (X.float(),))).apply_told().applied
     monkeypatch.undo()
     certificates = certify_program(applied)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+import bnfold
 from bnfold._errors import UsageError
 from bnfold._run import drawing
 from bnfold._run.drawing import USUAL, InputSource, UndrawableError, WantedInputs
@@ -287,9 +288,21 @@ def test_no_range_that_is_known_changes_nothing(value: str | None) -> None:
 
 def test_sizes_that_fill_the_memory_are_not_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five free dimensions of which nothing is known: 4096 in each would be 1e18 numbers."""
-    assert drawing._LARGEST <= 1 << 26
+    assert drawing._LARGEST <= 1 << 24
     monkeypatch.setattr(drawing, "_LARGEST", 1 << 20)
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[a,b,c,d,e] x) => (float[m] y) '
     model = onnx.parser.parse_model(text + "{ y = Abs(x) }")
     for proposal in InputSource(model, 0).first():
         assert proposal.feeds["x"].size <= 1 << 20
+
+
+@pytest.mark.parametrize("shape", ["100000,100000", "a,b,c,d,e,f,g,h", "1099511627776,n"])
+def test_inputs_that_fill_the_memory_are_not_drawn(shape: str) -> None:
+    """The model says so itself, or leaves so many sizes free: neither takes the machine down."""
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g (float[{shape}] x) => (float[m] y) '
+    model = onnx.parser.parse_model(text + "{ y = Abs(x) }")
+    with pytest.raises(MemoryError, match=r"numbers are not drawn; pass real inputs"):
+        next(InputSource(model, 0).first())
+    result = bnfold.verify(model, model, prove=False)
+    assert result.status == "inconclusive"
+    assert any("are not drawn; pass real inputs" in note for note in result.notes)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -90,3 +92,27 @@ def test_only_floats_of_known_width_move() -> None:
     assert can_move(np.zeros(1, np.float16))
     assert not can_move(np.zeros(1, np.int64))
     assert not can_move(np.zeros(1, ml_dtypes.bfloat16))
+
+
+def test_memory_is_given_back_and_taken_again() -> None:
+    """The numbers drawn are those that would have been drawn without that."""
+    rng = np.random.default_rng(7)
+    weights = {"large": rng.normal(size=(90, 90)).astype(np.float32), "small": np.float32([1, 2])}
+    first, second = (Noise(weights, np.random.default_rng(3)) for _ in range(2))
+    for _ in range(3):
+        expected, found = first.rounding(), second.rounding()
+        assert all(np.array_equal(found[name], expected[name]) for name in weights)
+        second.release()
+        assert not second._buffers and not second._runs
+    wrong = [noise.mistake({"large": 0, "small": 0}) for noise in (first, second)]
+    assert all(np.array_equal(wrong[0][name], wrong[1][name]) for name in weights)
+
+
+def test_mapped_weights_move_as_others_do(tmp_path: Path) -> None:
+    array = np.random.default_rng(1).normal(size=(64, 100)).astype(np.float32)
+    array.tofile(tmp_path / "w")
+    mapped = np.asarray(np.memmap(tmp_path / "w", np.float32, "r", 0, (64, 100)))
+    held, read = (Noise({"w": w}, np.random.default_rng(3)) for w in (array, mapped))
+    for _ in range(2):
+        assert np.array_equal(held.rounding()["w"], read.rounding()["w"])
+    assert np.array_equal(held.mistake({"w": 1})["w"], read.mistake({"w": 1})["w"])

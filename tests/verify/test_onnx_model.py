@@ -1,14 +1,18 @@
 """The original with weights that can be moved is the original, and they can be."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
+from bnfold._errors import UsageError
+from bnfold._onnx.files.load import load_model
 from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import InputSource
 from bnfold._run.nodes import reached
@@ -251,3 +255,79 @@ def test_a_file_without_a_version_does_not_load(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     with pytest.raises(EngineError):
         varied(path, w=W)
+
+
+def lean_pair(tmp_path: Path, ir: int = 8, also_out: bool = False) -> tuple[Path, onnx.ModelProto]:
+    """A file that is read without its large tensors, w and v, and what is read of it."""
+    rng = np.random.default_rng(5)
+    w, v = (rng.normal(size=(900, 900)).astype(np.float32) for _ in range(2))
+    stored = [numpy_helper.from_array(*pair) for pair in ((w, "w"), (v, "v"), (w[0], "c"))]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["t"]),
+        helper.make_node("Add", ["t", "c"], ["u"]),
+        helper.make_node("MatMul", ["u", "v"], ["y"]),
+    ]
+    shapes = {"x": ["n", 900], "w": [900, 900], "v": [900, 900], "c": [900]}
+    inputs = [helper.make_tensor_value_info(k, 1, s) for k, s in shapes.items()]
+    outputs = [helper.make_tensor_value_info("y", 1, None)]
+    outputs += [helper.make_tensor_value_info("v", 1, [900, 900])] if also_out else []
+    graph = helper.make_graph(nodes, "g", inputs[: 1 if ir > 3 else None], outputs, stored)
+    opsets = [helper.make_opsetid("", 9)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=ir), path)
+    return path, load_model(path, lean=True)
+
+
+@pytest.mark.parametrize("ir", [3, 8])
+def test_large_weights_are_in_memory_once_and_as_the_file_has_them(
+    ir: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No session copies them, and what bnfold reads as their numbers is not what runs."""
+    path, model = lean_pair(tmp_path, ir)
+    stored = constants(onnx.load(path))
+    wrong, sizes = {name: np.ones_like(array) for name, array in stored.items()}, list[int]()
+    load = ort.InferenceSession.__init__
+
+    def seen(session: ort.InferenceSession, content: bytes, *given: object, **more: object) -> None:
+        sizes.append(len(content))
+        load(session, content, *given, **more)
+
+    monkeypatch.setattr(ort.InferenceSession, "__init__", seen)
+    mine = OnnxModel(Source(path), model, wrong, OnnxRuntime, UNBOUNDED)
+    monkeypatch.undo()
+    assert [port.name for port in mine.inputs] == ["x"]
+    x = np.random.default_rng(0).normal(size=(2, 900)).astype(np.float32)
+    expected = OnnxRuntime(path).run({"x": x})[0]
+    assert np.array_equal(mine.run({"x": x})[0], expected)
+    assert len(sizes) == 1 and sizes[0] < 20_000
+    assert all(array.flags.aligned for array in mine._read.values())
+    moved = mine.run({"x": x}, {"v": np.zeros_like(stored["v"])})[0]
+    assert not moved.any()
+    mine.release()
+    assert not mine._read
+    assert np.array_equal(mine.run({"x": x})[0], expected)
+
+
+def test_a_large_weight_that_is_put_out_stays_in_the_model(tmp_path: Path) -> None:
+    path, model = lean_pair(tmp_path, also_out=True)
+    stored = constants(onnx.load(path))
+    mine = OnnxModel(Source(path), model, stored, OnnxRuntime, UNBOUNDED)
+    assert set(mine.weights) == {"w", "c"}
+    x = np.ones((1, 900), np.float32)
+    for left, right in zip(mine.run({"x": x}), OnnxRuntime(path).run({"x": x}), strict=True):
+        assert np.array_equal(left, right)
+
+
+def test_a_file_that_changes_between_two_runs_is_not_read_as_the_same(tmp_path: Path) -> None:
+    path, model = lean_pair(tmp_path)
+    stored = constants(onnx.load(path))
+    mine = OnnxModel(Source(path), model, stored, OnnxRuntime, UNBOUNDED)
+    x = np.ones((1, 900), np.float32)
+    mine.run({"x": x})
+    mine.release()
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\0" * 4000)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(UsageError, match="was changed while it was read"):
+        mine.run({"x": x})

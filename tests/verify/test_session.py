@@ -1,4 +1,4 @@
-"""What is said of a model that onnxruntime does not load or run."""
+"""What is said of a model that onnxruntime does not load or run, and what a session leaves."""
 
 from __future__ import annotations
 
@@ -57,3 +57,12 @@ def test_places_in_the_source_of_the_runtime_are_left_out() -> None:
         OnnxRuntime(made.SerializeToString()).run({"x": np.ones(4, np.float32)})
     assert "onnxruntime/core" not in str(caught.value)
     assert "::" not in str(caught.value)
+
+
+def test_no_output_keeps_the_memory_of_its_session() -> None:
+    """An array of onnxruntime lies in memory of its session, weights and all, and keeps that."""
+    made = layered()
+    session = OnnxRuntime(made.SerializeToString())
+    feeds = {"x": np.ones(session.inputs[0].shape, np.float32)}
+    for outputs in (session.run(feeds), session.fetch(["y"], feeds)):
+        assert outputs[0].size and all(output.flags.owndata for output in outputs)

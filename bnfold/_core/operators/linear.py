@@ -75,7 +75,8 @@ class Convolution(Operator):
         ahead = None
         if self.weight.value is not None:
             blocked = self._partial or bias or untyped
-            ahead = InputSide(self.data[0], {self.axis: self.inputs}, None, blocked)
+            odd = bias if _is_odd(self.bias, self.offset) else None
+            ahead = InputSide(self.data[0], {self.axis: self.inputs}, odd, blocked)
         outside = {self.axis: self.outputs}
         return Absorber(
             outside,
@@ -142,6 +143,11 @@ class Convolution(Operator):
             what = "zero padding would see the shift"
         brief = past_padding("ConvTranspose" if self.transposed else "Conv", self.label)
         return Reason("zero-padding", self.label, f"{self.label}: {what}", brief=brief)
+
+
+def _is_odd(bias: Operand | None, offset: Operand) -> bool:
+    """Whether a bias has a shape that none can have: nobody knows what its operator computes."""
+    return bias is not None and bias.value is not None and offset.value is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +273,9 @@ class Product(Operator):
     def _ahead(self) -> InputSide:
         inside = {} if self.along is None else {self.along: self._shape[self.summed]}
         if self.offset is not None:
-            return InputSide(self.data[0], inside, None, self.offset.missing, rank=self.read)
+            missing = self.offset.missing
+            odd = missing if _is_odd(self.bias, self.offset) else None
+            return InputSide(self.data[0], inside, odd, missing, rank=self.read)
         blocked = None
         if len(self._shape) != 2 or not (self.along is not None or LAST in self.columns):
             message = f"the shift would vary along several axes of what {self.label} puts out"

@@ -1,7 +1,8 @@
 """External data: the tensors in other files, and the data files of a folded model.
 
 External data stays external. The data file of the output is a copy of the original's, in which the
-tensors that changed are overwritten where they lie: every offset and length stays.
+tensors that changed are overwritten where they lie: every offset and length stays. Where another
+tensor has some of the same bytes, as tools write weights that are equal, they go to the end.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import onnx
 from onnx import ModelProto, TensorProto
@@ -121,7 +122,7 @@ def write_external(
         target = _free_location(location, destination, written)
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         copy_content(origin, folder / target)
-        _patch(folder / target, target, changed.get(location, []))
+        _patch(folder / target, target, changed.get(location, []), unchanged.get(location, []))
         if target != location:
             moved = True
             for tensor in unchanged.get(location, []):
@@ -133,14 +134,51 @@ def write_external(
     return moved, written
 
 
-def _patch(path: Path, target: str, changed: list[Relocated]) -> None:
-    """Overwrite changed tensors where they lie in the data file, and point to them again."""
+def _patch(path: Path, target: str, changed: list[Relocated], unchanged: list[TensorProto]) -> None:
+    """Overwrite changed tensors where they lie in the data file, and point to them again.
+
+    A tensor that lies on bytes of another one, changed or not, goes to the end of the file.
+    """
+    places = [(offset, offset + len(tensor.raw_data)) for tensor, (_, offset, _) in changed]
+    for tensor in unchanged:
+        _, offset, length = tensors.external_location(tensor)
+        places.append(
+            (offset, offset + (tensors.stored_bytes(tensor) if length is None else length))
+        )
+    shared = _overlapping(places)
     with path.open("r+b") as file:
-        for tensor, (_, offset, _) in changed:
-            data = tensor.raw_data
-            file.seek(offset)
-            file.write(data)
-            _externalize(tensor, target, offset, len(data))
+        for at, (tensor, (_, offset, _)) in enumerate(changed):
+            if at in shared:
+                _append(file, tensor, target)
+            else:
+                file.seek(offset)
+                file.write(tensor.raw_data)
+                _externalize(tensor, target, offset, len(tensor.raw_data))
+
+
+def _overlapping(places: Sequence[tuple[int, int]]) -> set[int]:
+    """Which places, from a byte to another one, have a byte in common with any other of them."""
+    found, reached = set[int](), 0
+    order = sorted(
+        (at for at, (start, end) in enumerate(places) if end > start), key=places.__getitem__
+    )
+    for number, at in enumerate(order):
+        start, end = places[at]
+        behind = places[order[number + 1]][0] if number + 1 < len(order) else end
+        if start < reached or behind < end:
+            found.add(at)
+        reached = max(reached, end)
+    return found
+
+
+def _append(file: BinaryIO, tensor: TensorProto, location: str) -> None:
+    """Write the data of a tensor to the end of a data file, and let it refer to them there."""
+    end = file.seek(0, os.SEEK_END)
+    offset = -(-end // 64) * 64
+    file.seek(offset)
+    data = tensor.raw_data
+    file.write(data)
+    _externalize(tensor, location, offset, len(data))
 
 
 def _move_out(model: ModelProto, created: set[str], path: Path, location: str) -> None:
@@ -148,12 +186,7 @@ def _move_out(model: ModelProto, created: set[str], path: Path, location: str) -
     with path.open("r+b") as file:
         for tensor in tensors.all_tensors(model):
             if tensor.name in created and len(tensor.raw_data) >= _INLINE_BYTES:
-                end = file.seek(0, os.SEEK_END)
-                offset = -(-end // 64) * 64
-                file.seek(offset)
-                data = tensor.raw_data
-                file.write(data)
-                _externalize(tensor, location, offset, len(data))
+                _append(file, tensor, location)
 
 
 def _externalize(tensor: TensorProto, location: str, offset: int, length: int) -> None:

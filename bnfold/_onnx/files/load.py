@@ -19,6 +19,7 @@ from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.files.wire import Unusual, fields
 from bnfold._onnx.read import inference
 from bnfold._onnx.read.order import put_in_order
+from bnfold._onnx.tensors import all_tensors
 from bnfold._system import file_kinds, memory, paths, scratch
 
 _OF_CORE_ML = range(200, 3001)
@@ -144,26 +145,47 @@ def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
         raise
     except Exception as error:
         broken = isinstance(error, UnicodeDecodeError)
-        problem = "some text in it is not UTF-8" if broken else _invalid(model, path)
+        problem = "some text in it is not UTF-8" if broken else why_invalid(model, path)
         if problem is None:
             raise
         name = path if path is not None else "the model"
         raise UsageError(f"{name} is not a valid ONNX model: {problem}") from error
 
 
-def _invalid(model: ModelProto, path: Path | None) -> str | None:
-    """The complaint of ONNX's checker about a model; None if it has none, or cannot check it."""
-    external = path is None and bool(external_files(model))
+def why_invalid(model: ModelProto, path: Path | None = None) -> str | None:
+    """The complaint of ONNX's checker about a model; None if it has none.
+
+    ``path`` is its file. Where data are external, and there is no file in binary form to look at
+    instead, the model is looked at without these data.
+    """
     safe = inference.is_safe(model)
     if safe is False:
         return "a size in it comes out negative"
+    found: ModelProto | Path = model
+    whole = bool(safe)
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in all_tensors(model)):
+        if path is not None and path.is_file() and not text_forms.begins_as_text(path):
+            found = path
+        else:
+            found, whole = _without_data(model), False
     try:
-        if not external:
-            found = model if path is None else path
-            onnx.checker.check_model(found, full_check=bool(safe))
+        onnx.checker.check_model(found, full_check=whole)
     except Exception as error:  # Checker and shape inference share no class of errors.
         return first_line(error)
     return None
+
+
+def _without_data(model: ModelProto) -> ModelProto:
+    """A copy of a model in which external tensors hold no numbers."""
+    bare = ModelProto()
+    bare.CopyFrom(model)
+    for tensor in all_tensors(bare):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.dims[:] = [0]
+            tensor.raw_data = b""
+    return bare
 
 
 def _names(model: ModelProto) -> list[str | bytes]:

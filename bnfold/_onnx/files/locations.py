@@ -15,7 +15,6 @@ The last two may be waived by the user (``follow_links``). A device or a pipe is
 from __future__ import annotations
 
 import errno
-import math
 import os
 import stat
 import tempfile
@@ -57,7 +56,7 @@ def check_external(
             continue
         if location not in sizes:
             sizes[location] = _size(tensor.name, location, base_dir, path, follow_links)
-        if offset + (_least_bytes(tensor) if length is None else length) > sizes[location]:
+        if offset + (tensors.stored_bytes(tensor) if length is None else length) > sizes[location]:
             raise UsageError(
                 f"external data {base_dir / location} has {sizes[location]} bytes and ends before "
                 f"tensor {tensor.name!r} does; is it cut off, or another model's?"
@@ -117,9 +116,3 @@ def _scratch_files(homes: set[Path]) -> Iterator[os.stat_result]:
                     yield (Path(place) / name).lstat()
                 except OSError:  # Another run has just removed it.
                     continue
-
-
-def _least_bytes(tensor: TensorProto) -> int:
-    """How many bytes a tensor's values take at least; 0 for a type that is not known."""
-    count: int = math.prod(tensor.dims)
-    return -(-count * tensors.width(tensor.data_type) // 8)

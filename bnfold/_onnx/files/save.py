@@ -119,12 +119,14 @@ def pending_file(
             folder = stack.enter_context(scratch.beside(parent))
         except OSError as error:
             raise paths.unwritable(destination, error) from error
-        path = folder / (
-            destination.name if destination is not None else free_name(external_files(model))
-        )
+        path = folder / free_name(external_files(model))
         try:
             moved, written = write_external(model, rewritten, base_dir, destination, folder)
             files = external_files(model)
+            # Libraries would take a model in binary form for a text if its name were one's.
+            path = folder / (
+                destination.name if destination is not None and form is None else free_name(files)
+            )
             if source is not None and not moved:
                 copy_content(source, path)
             else:

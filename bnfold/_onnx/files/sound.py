@@ -9,11 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+)
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.read.scopes import bodies
+from bnfold._onnx.read.scopes import bodies, label
 from bnfold._onnx.tensors import all_tensors
 
 _TYPES = frozenset(TensorProto.DataType.values())
@@ -32,6 +40,18 @@ _FIELDS: dict[int, tuple[str, int]] = {
 All other types are in ``int32_data``, one entry each (ONNX, onnx.proto)."""
 
 
+_TYPED_SINCE = 2
+"""The version of the IR from which on an attribute says its type (ONNX, onnx.proto)."""
+_HELD = {
+    getattr(AttributeProto, kind): frozenset((field, "name", "type", "doc_string", "ref_attr_name"))
+    for kind, field in (
+        *(("FLOAT", "f"), ("INT", "i"), ("STRING", "s"), ("TENSOR", "t"), ("GRAPH", "g")),
+        *(("SPARSE_TENSOR", "sparse_tensor"), ("TYPE_PROTO", "tp"), ("FLOATS", "floats")),
+        *(("INTS", "ints"), ("STRINGS", "strings"), ("TENSORS", "tensors"), ("GRAPHS", "graphs")),
+        *(("SPARSE_TENSORS", "sparse_tensors"), ("TYPE_PROTOS", "type_protos")),
+    )
+}
+"""What an attribute of a type may hold."""
 _LARGE = 1 << 23
 _UNKNOWN = "which this version of onnx does not know; is the file damaged, or of a newer version?"
 
@@ -39,10 +59,14 @@ _UNKNOWN = "which this version of onnx does not know; is the file damaged, or of
 def refuse_unsound(model: ModelProto) -> None:
     """Raise `UsageError` for a tensor whose type is unknown, or whose data do not fill its shape.
 
-    Inputs and outputs of all graphs must have known types, too.
+    Inputs and outputs of all graphs must have known types, too, and an attribute must hold what its
+    type says: one reader would go by the one, another by the other.
     """
     for tensor in all_tensors(model):
         _check(tensor)
+    if not 0 < model.ir_version < _TYPED_SINCE:
+        for node in _nodes(model):
+            _check_attributes(node)
     for value in _values(model.graph):
         for kind in _kinds(value.type):
             if kind not in _TYPES:
@@ -75,6 +99,23 @@ def _check(tensor: TensorProto) -> None:
             f"tensor {name!r} holds {'other' if held is None else held} {unit}, its shape "
             f"{list(tensor.dims)} needs {needed}"
         )
+
+
+def _check_attributes(node: NodeProto) -> None:
+    for attribute in node.attribute:
+        held = {field.name for field, _ in attribute.ListFields()}
+        if not held <= _HELD.get(attribute.type, frozenset()):
+            what = f"the attribute {attribute.name!r} of {label(node)}"
+            raise UsageError(f"{what} holds something else than its type says")
+
+
+def _nodes(model: ModelProto) -> Iterator[NodeProto]:
+    """Every node of a model, in bodies and functions, too."""
+    waiting = [*model.graph.node, *(node for each in model.functions for node in each.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(inner for _, body in bodies(node) for inner in body.node)
 
 
 def _values(graph: GraphProto) -> Iterator[ValueInfoProto]:

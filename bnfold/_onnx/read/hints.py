@@ -71,6 +71,9 @@ def _hint(
         return _of_reshape(node, source, known.get(node.output[0]), target)
     if kind == "Slice":
         return _of_slice(node, known.get(node.input[0]), known.get(node.output[0]), numbers)
+    if kind in ("Einsum", "com.microsoft::FusedMatMul"):
+        found = [known.get(name) or of_stored(stored.get(name)) for name in node.input[:2]]
+        return _of_product(node, *found)
     return _of_batch_norm(node, known, sizes) if kind == "BatchNormalization" else None
 
 
@@ -221,4 +224,36 @@ def _of_batch_norm(
     hint.CopyFrom(own)
     hint.shape.dim[1].Clear()
     hint.shape.dim[1].dim_value = scale[0]
+    return hint
+
+
+_PRODUCTS = {
+    b"...km,...kn->...mn": {"transA"},
+    b"...mk,...nk->...mn": {"transB"},
+    b"...km,...nk->...mn": {"transA", "transB"},
+}
+"""Equations of an Einsum that stands in for a product, and which operands that turns."""
+
+
+def _of_product(node: NodeProto, one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The shape of a product of matrices, whose last two axes may be exchanged (FusedMatMul).
+
+    Below opset 12 no operator of ONNX stands in for it, and of operands of unequal ranks ONNX
+    infers nothing. None for vectors, and for operands that are broadcast to each other.
+    """
+    turned = {attribute.name for attribute in node.attribute if attribute.i}
+    if node.op_type == "Einsum":
+        turned = _PRODUCTS.get(node.attribute[0].s if node.attribute else b"", {"transBatchA"})
+    if one is None or other is None or not turned.isdisjoint(("transBatchA", "transBatchB")):
+        return None
+    ranks = len(one.shape.dim), len(other.shape.dim)
+    if min(ranks) < 2:
+        return None
+    ahead = [list(dimensions(each))[:-2] for each in (one, other)]
+    if min(ranks) > 2 and (ahead[0] != ahead[1] or None in ahead[0]):
+        return None
+    hint = TypeProto.Tensor()
+    hint.CopyFrom(one if ranks[0] >= ranks[1] else other)
+    hint.shape.dim[-2].CopyFrom(one.shape.dim[-1 if "transA" in turned else -2])
+    hint.shape.dim[-1].CopyFrom(other.shape.dim[-2 if "transB" in turned else -1])
     return hint

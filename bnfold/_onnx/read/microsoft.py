@@ -12,6 +12,7 @@ import numpy as np
 from onnx import NodeProto
 
 from bnfold._core.affine import LAST
+from bnfold._core.bounded import Clipped, Thresholded
 from bnfold._core.broadcast import Shape
 from bnfold._core.operators.affine import Norm
 from bnfold._core.operators.linear import Convolution, Product
@@ -27,7 +28,7 @@ from bnfold._core.operators.record import (
     unusual,
     unweighted,
 )
-from bnfold._core.pointwise import Clipped, Closed, Homogeneous, Thresholded
+from bnfold._core.pointwise import Closed, Homogeneous
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Crossing
 from bnfold._onnx.read import attributes

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any
 
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx.read.scopes import bodies, copy_of, label
@@ -51,7 +51,7 @@ def put_in_order(model: ModelProto) -> None:
     """Put the nodes of every graph of a model in order, in place: bodies and functions as well.
 
     A graph that is in order stays as it is. Raises `UsageError` on cycles, where a graph defines a
-    name twice, and where a body writes a name that it sees.
+    name twice or not at all, and where a body writes a name that it sees.
     """
     for nodes, order in list(_out_of_order(model)):
         copies = [copy_of(nodes[position]) for position in order]
@@ -74,10 +74,23 @@ def in_order(model: ModelProto) -> ModelProto:
 
 def _out_of_order(model: ModelProto) -> Iterator[tuple[Any, list[int]]]:
     """Yield the nodes of each graph that is not in order, and the order. Bodies come first."""
-    yield from _search(model.graph.node, _given(model.graph), set())
+    given, read = _given(model.graph), {value.name for value in model.graph.output}
+    yield from _search(model.graph.node, given, read)
+    _refuse_undefined(read - given - {""}, model.graph)
     for function in model.functions:
         _refuse_repeated(function.input, f"function {function.name} has", "inputs")
-        yield from _search(function.node, set(function.input), set())
+        given, read = set(function.input), set(function.output)
+        yield from _search(function.node, given, read)
+        _refuse_undefined(read - given - {""}, function)
+
+
+def _refuse_undefined(names: Collection[str], graph: GraphProto | FunctionProto) -> None:
+    """Raise `UsageError` if there are names that are read, and that nothing gives a value."""
+    if names:
+        first = min(names)
+        reader = next((label(node) for node in graph.node if first in node.input), None)
+        who = f"{reader} reads" if reader is not None else f"{graph.name or 'the graph'} asks for"
+        raise UsageError(f"{who} the tensor {first!r}, which is no input and which nothing writes")
 
 
 def _search(

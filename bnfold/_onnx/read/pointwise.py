@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from bnfold._core.bounded import Clipped, HardSigmoid, Thresholded
 from bnfold._core.broadcast import broadcasts_to
 from bnfold._core.joins import Largest
 from bnfold._core.laws import Form
 from bnfold._core.operators.crossed import Activation, Crossed
 from bnfold._core.operators.record import UNKNOWN, Operator, Row
-from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholded
+from bnfold._core.pointwise import Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has

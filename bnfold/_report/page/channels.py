@@ -25,7 +25,7 @@ _NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "
 
 @dataclass(frozen=True)
 class Channels:
-    """The first few output channels of a layer.
+    """Output channels of a layer: all of them, or the first few.
 
     ``weights`` has for each of them the weights that make it, ``biases`` its bias, 0 where the
     layer has none; None where it is not known. ``count`` is how many channels there are.
@@ -35,9 +35,19 @@ class Channels:
     biases: Array | None
     count: int
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory the weights take."""
+        return sum(row.nbytes for row in self.weights)
 
-def channels_of(constants: Constants, scope: Scope, node: NodeProto, most: int) -> Channels | None:
-    """The first ``most`` channels of a layer; None for an operator that is not known here."""
+
+def channels_of(
+    constants: Constants, scope: Scope, node: NodeProto, room: int, few: int
+) -> Channels | None:
+    """The channels of a layer; None for an operator that is not known here.
+
+    If their weights take more than ``room`` bytes, the first ``few``.
+    """
     if node.op_type not in (*_LINEAR, *_NORMS):
         return None
     given = [_values(constants, scope, name) for name in node.input]
@@ -54,9 +64,10 @@ def channels_of(constants: Constants, scope: Scope, node: NodeProto, most: int) 
         biases = given[2].reshape(-1) if known and given[2] is not None else None
     if any(a.name in ("alpha", "beta") and a.f != 1 for a in node.attribute):
         biases = None
+    seen = len(rows) if weight.nbytes <= room else few
     return Channels(
-        [np.array(row) for row in rows[:most]],
-        np.array(biases[:most]) if biases is not None else None,
+        [np.array(row) for row in rows[:seen]],
+        np.array(biases[:seen]) if biases is not None else None,
         len(rows),
     )
 
@@ -90,6 +101,10 @@ def table(
 ) -> Mapping[str, Any] | None:
     """What the page shows of a layer, as plain values; None where nothing is known.
 
+    ``rows`` has ``most`` channels, each with its number first: those that are farthest from what
+    the formula gives or, where no distance is told, whose weights grew or shrank most. ``spread``
+    has the least, middle and largest number of each column, over the ``seen`` channels.
+
     ``behind`` and ``ahead`` are the maps that the layer takes in on its two sides; ``fits`` says
     that the one behind has a number for each of these channels, or one for all. The distance is
     that of the stored weights from ``W[o]·s_o`` and of the bias from ``s·b + t``, in units in the
@@ -97,17 +112,18 @@ def table(
     """
     if before is None or after is None or before.count != after.count:
         return None
-    shown = min(before.count, most)
+    seen = min(len(before.weights), len(after.weights))
     alone = ahead.is_identity
     fits = fits and not behind.is_identity and behind.scale.size in (1, before.count)
     scale, shift = (
         np.broadcast_to(v, (before.count,)) if fits else None for v in (behind.scale, behind.shift)
     )
     rows = []
-    for k in range(shown):
+    for k in range(seen):
         distance = _distance(before, after, k, scale, shift) if alone else None
         rows.append(
             [
+                k,
                 number(scale[k]) if scale is not None else None,
                 number(shift[k]) if shift is not None else None,
                 _peak(before.weights, k),
@@ -117,7 +133,24 @@ def table(
                 number(distance, 2),
             ]
         )
-    return {"count": before.count, "rows": rows}
+    worst = sorted(rows, key=_rank)[:most]
+    spread = [_spread([row[column] for row in rows]) for column in range(1, 8)]
+    return {"count": before.count, "seen": seen, "rows": worst, "spread": spread}
+
+
+def _rank(row: Sequence[Any]) -> tuple[float, float]:
+    """The channels to show come first: the farthest, then those whose weights changed most."""
+    _, _, _, old, new, _, _, distance = row
+    grown = abs(math.log(new / old)) if old and new else 0.0
+    return -(distance or 0.0), -grown
+
+
+def _spread(values: Sequence[float | None]) -> Sequence[float | None] | None:
+    """The least, middle and largest of some numbers; None where one is not known."""
+    if not values or any(value is None for value in values):
+        return None
+    ends = np.quantile(np.array(values, np.float64), (0, 0.5, 1))
+    return [number(end) for end in ends]
 
 
 def _distance(

@@ -14,6 +14,7 @@ from bnfold._report.page.drawing import INPUT, OUTPUT
 from bnfold._report.page.grouping import between, grouped, parents
 from bnfold._report.page.layout import laid_out
 from bnfold._report.page.pairing import AFTER, BEFORE, Picture
+from bnfold._report.text import extra_lines
 
 if TYPE_CHECKING:
     from bnfold._judge.timing import Timing
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from bnfold._pipeline.outcome import Outcome
     from bnfold._proof.evidence import Certificate
     from bnfold._relation.proof import Proof
-    from bnfold._report.page.witness import Place, Witness
+    from bnfold._report.page.changes import Place
+    from bnfold._report.page.witness import Witness
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,19 @@ def of_fold(outcome: Outcome, seen: Witness, run: Run) -> dict[str, Any]:
     picture = seen.picture
     plan, verdict = outcome.plan, outcome.verdict
     place = _Finder(picture, seen.before.places)
+    counts = (plan.before, plan.after)
+    if seen.is_altered:
+        counts = (_by_type(picture, BEFORE), _by_type(picture, AFTER))
     return {
         **_of_picture("fold", picture, run),
+        "altered": seen.altered,
+        "extras": list(extra_lines(outcome)),
         "head": {
             "status": verdict.status,
             "model": str(outcome.model),
             "output": str(outcome.output) if outcome.output else None,
             "bytes": [outcome.size_before, outcome.size_after],
-            "counts": _counts(plan.before, plan.after),
+            "counts": _counts(*counts),
             "seconds": number(run.seconds),
         },
         "folds": list(_folds(plan, seen, place, verdict.certificates)),

@@ -161,6 +161,7 @@ def shape_of(value: ValueInfoProto) -> str:
         dim.dim_param or (str(dim.dim_value) if dim.HasField("dim_value") else "?")
         for dim in kind.shape.dim
     ]
+    sizes = [f"({size})" if re.search(r"\s|[-+*/×]", size) else size for size in sizes]
     return "×".join(sizes) or "scalar"
 
 

@@ -18,6 +18,7 @@ from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.scopes import label, read_scopes
 from bnfold._onnx.read.shapes import Shapes
 from bnfold._plan.planner import Move, Sides
+from bnfold._report.page.changes import Place, changed_operators
 from bnfold._report.page.channels import Channels, channels_of, span, table
 from bnfold._report.page.drawing import Drawing
 from bnfold._report.page.pairing import Picture, paired
@@ -26,9 +27,11 @@ _ROWS = 3000
 """So many channels are shown on a page, of all layers together."""
 _MOST = 16
 """And so many of one layer."""
+_HELD = 1 << 28
+"""So many bytes of weights are held until the folded ones are there to look for the worst channels.
 
-Place = tuple[str, int]
-"""The path of a graph, and a position in its nodes."""
+Of layers beyond that the first channels are shown.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ class Step:
 
 @dataclass
 class Witness:
-    """What was seen of a fold. The pipeline calls both methods, in this order, once each.
+    """What was seen of a fold. The pipeline calls its methods in this order, each at most once.
 
-    ``page`` is the file that is going to be written, ``output`` that of the folded model. Both
-    methods raise `UsageError` where the page would replace weights of a model.
+    ``page`` is the file that is going to be written, ``output`` that of the folded model; of
+    ``after`` the operators ``altered`` have other weights than folding gave them. `planned` and
+    `written` raise `UsageError` where the page would replace weights of a model.
     """
 
     page: Path | None = None
@@ -59,6 +63,8 @@ class Witness:
     steps: list[Step] = field(default_factory=list)
     kept: list[Place | None] = field(default_factory=list)
     tables: dict[Place, Mapping[str, Any]] = field(default_factory=dict)
+    altered: list[int] = field(default_factory=list)
+    is_altered: bool = False
     _sides: dict[Place, tuple[Sides, bool]] = field(default_factory=dict)
     _layers: dict[Place, Channels] = field(default_factory=dict)
 
@@ -95,14 +101,15 @@ class Witness:
             places = {label(node): k for k, node in enumerate(scope.graph.node)}
             told = [(scope.path, places.get(stays.node)) for stays in merges.stays]
             self.kept += [(path, k) if k is not None else None for path, k in told]
-        most = self._most(sum(len(moves.sides) for _, moves in planned.settled))
+        most, room = self._most(sum(len(moves.sides) for _, moves in planned.settled)), _HELD
         for graph, moves in planned.settled:
             place_of = _places(graph)
             for index, sides in moves.sides.items():
                 place = place_of(index)
                 node = graph.scope.nodes[graph.positions[index]]
-                found = channels_of(graph.context.constants, graph.scope, node, most)
+                found = channels_of(graph.context.constants, graph.scope, node, room, most)
                 if found is not None:
+                    room = max(room - found.nbytes, 0)
                     fits = _is_by_channel(graph.view.nodes[index].role, sides.behind)
                     self._layers[place], self._sides[place] = found, (sides, fits)
 
@@ -130,12 +137,23 @@ class Witness:
             if twin is None:
                 continue
             scope = scopes[twin[0]]
-            after = channels_of(constants, scope, scope.nodes[twin[1]], most)
+            after = channels_of(constants, scope, scope.nodes[twin[1]], _HELD, most)
             sides, fits = self._sides[place]
             found = table(layer, after, sides.behind, sides.ahead, fits, most)
             if found is not None:
                 self.tables[place] = found
         self._layers.clear()
+
+    def finished(self, folded: Path, final: Path, follow_links: bool = True) -> None:
+        """Look at the model that another step made of the folded one, in files that go away."""
+        models = [load_model(p, lean=True, follow_links=follow_links) for p in (folded, final)]
+        drawings = [Drawing.of(model) for model in models]
+        step = paired(*drawings)
+        changed = {*changed_operators(step, drawings, models, [folded.parent, final.parent])}
+        self.after, self.is_altered = drawings[1], True
+        del self.picture
+        number_of = self.picture.second
+        self.altered = [number_of[k] for k, n in enumerate(step.second) if n in changed]
 
     @staticmethod
     def _most(layers: int) -> int:

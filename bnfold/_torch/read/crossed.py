@@ -15,11 +15,12 @@ from typing import Any
 
 from torch.fx import Node
 
+from bnfold._core.bounded import Clipped, HardSigmoid, Thresholded
 from bnfold._core.joins import Aligned, Summed
 from bnfold._core.laws import UNCOUNTED, Form, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
-from bnfold._core.pointwise import Clipped, Converted, HardSigmoid, Homogeneous, Thresholded
+from bnfold._core.pointwise import Converted, Homogeneous
 from bnfold._core.products import Gated, Multiplied
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.nodes import (

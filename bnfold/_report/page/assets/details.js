@@ -17,7 +17,7 @@ function figure(value) {
 /** From one number to another. @param {number|null} least @param {number|null} most */
 const reach = (least, most) => (least === most ? figure(least) : `${figure(least)} … ${figure(most)}`);
 /** A number of things. @param {number} n @param {string} noun */
-const many = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+const many = (n, noun) => `${grouped(n)} ${noun}${n === 1 ? "" : "s"}`;
 /** A button that leads to an operator. @param {number|null} item @param {string} [text] */
 function linkTo(item, text) {
   if (item === null) return html("span", { class: "sub" }, text || "");
@@ -67,13 +67,17 @@ function foldParts(fold, of) {
 function channelTable(layer) {
   const table = data.tables[String(layer)];
   if (!table) return [];
-  const rows = /** @type {(number|null)[][]} */ (table.rows), behind = rows.some((row) => row[0] !== null), told = rows.some((row) => row[6] !== null);
-  const worst = Math.max(...rows.map((row) => row[6] || 0));
+  const rows = /** @type {(number|null)[][]} */ (table.rows), behind = rows.some((row) => row[1] !== null), told = rows.some((row) => row[7] !== null);
+  const worst = Math.max(...rows.map((row) => row[7] || 0));
   const head = ["", ...(behind ? ["s", "t"] : []), "|W|", "|W′|", "b", "b′", ...(told ? ["apart"] : [])];
-  const made = html("table", {}, html("thead", {}, html("tr", {}, ...head.map((text) => html("th", { scope: "col" }, text)))), html("tbody", {}, ...rows.map((row, k) =>
-    html("tr", (row[6] || 0) > FAR ? { class: "bad" } : {}, html("th", { scope: "row" }, String(k)), ...row.slice(behind ? 0 : 2, told ? 7 : 6).map((value) => html("td", {}, figure(value === null ? null : Number(value.toPrecision(3)))))))));
+  const from = behind ? 0 : 2, to = told ? 7 : 6;
+  /** @param {string} name @param {(number|null)[]} values @param {Record<string, string>} given */
+  const line = (name, values, given = {}) => html("tr", given, html("th", { scope: "row" }, name), ...values.slice(from, to).map((value) => html("td", {}, figure(value === null ? null : Number(value.toPrecision(3))))));
+  const sums = rows.length > 2 || table.seen > rows.length ? ["least", "middle", "most"].map((name, end) => line(name, table.spread.map((/** @type {number[]|null} */ each) => each && each[end]), { class: "sum" })) : [];
+  const made = html("table", { class: "channels" }, html("thead", {}, html("tr", {}, ...head.map((text) => html("th", { scope: "col" }, text)))), html("tbody", {}, ...sums, ...rows.map((row) => line(String(row[0]), row.slice(1), (row[7] || 0) > FAR ? { class: "bad" } : {}))));
+  const rest = rows.length < table.count ? (table.seen < table.count ? `: the first ${rows.length} of ${table.count}` : `: ${told ? "the farthest" : "those that changed most,"} ${rows.length} of ${table.count}`) : `: ${table.count}`;
   return part(
-    `Channels of ${tail(nameOf(layer))}${rows.length < table.count ? `: ${rows.length} of ${table.count}` : ""}`,
+    `Channels of ${tail(nameOf(layer))}${rest}`,
     html("div", { class: "scroll" }, made),
     worst > FAR && html("p", { class: "bad" }, "✗ more than rounding explains"),
     html("p", { class: "sub" }, `|W|: largest weight of the channel, b: its bias; ′ is after${told ? "; apart: from s·W and s·b + t, in units in the last place" : ""}`),
@@ -99,6 +103,7 @@ function ofOperator(n) {
     kind && html("p", {}, html("span", { class: `tag ${kind}` }, words[kind])),
     html("p", { class: "sub" }, [owner[n] ? `in ${pathOf(owner[n])}` : "", data.nodes[n][4] ? `graph ${data.nodes[n][4]}` : "", data.nodes[n][3] ? `puts out ${data.nodes[n][3]}` : ""].filter(Boolean).join(" · ")),
     ...(fate[n] === "gone" && !from.length && data.kind === "fold" ? [html("p", {}, "It is not needed any more where the maps around it went.")] : []),
+    ...(altered.has(n) ? [html("p", {}, "Its weights were changed once more behind the fold; see Besides folding.")] : []),
     ...from.flatMap((fold) => part(data.kind === "verify" ? "Where it may have gone" : "Where it went", ...foldParts(fold, n))),
     ...(kept ? part(kept.kind === "bias" ? "The bias of the layer before" : kept.kind !== "map" ? "Why it was not merged" : fate[n] === "gone" ? "Why a part of it stays" : "Why it stays", html("p", {}, kept.brief || kept.message), kept.at !== null && kept.at !== n ? html("p", {}, "stopped at ", linkTo(kept.at, `${opOf(kept.at)} ${nameOf(kept.at)}`)) : null, html("p", { class: "sub" }, html("b", {}, kept.code), kept.meaning ? `: ${kept.meaning}` : ""), kept.brief ? html("p", { class: "sub" }, kept.message) : null, html("h3", {}, "What helps"), html("p", {}, kept.advice)) : []),
     ...(stoppedAt.has(n) ? part("It stopped", ...(stoppedAt.get(n) || []).map((each) => html("p", {}, linkTo(each)))) : []),
@@ -116,9 +121,9 @@ function ofGroup(g) {
   return [
     html("h2", {}, titleOf(g)),
     html("p", { class: "sub" }, pathOf(g)),
-    html("p", {}, `${many(sum.before, "operator")} before, ${sum.after} after`),
+    html("p", {}, `${many(sum.before, "operator")} before, ${grouped(sum.after)} after`),
     html("p", {}, button),
-    ...part("Operators", html("ul", {}, ...ops.map(([op, n]) => html("li", {}, `${n} × ${data.ops[op]}`)))),
+    ...part("Operators", html("ul", {}, ...ops.map(([op, n]) => html("li", {}, `${grouped(n)} × ${data.ops[op]}`)))),
   ];
 }
 
@@ -147,8 +152,9 @@ function summary() {
   return [
     html("h2", {}, data.kind === "verify" ? "Two files, one function?" : gone ? `${many(gone, "operator")} gone` : "Nothing to fold"),
     html("p", { class: "sub" }, data.kind === "verify" ? "Blue operators have other weights in the second file, dashed ones are not in it. Groups open and close." : "Point at an operator to see where it went; click for formula, channels and reason. Groups open and close."),
-    ...(kinds.size ? part("What went where", html("ul", {}, ...[...kinds].sort((a, b) => b[1].n - a[1].n).map(([law, { n, first }]) => html("li", {}, html("b", {}, String(n)), ` ${law}, such as `, example(first))))) : []),
-    ...(reasons.size ? part("What stays, and why", html("ul", {}, ...[...reasons].sort((a, b) => b[1].n - a[1].n).map(([code, { n, first }]) => html("li", {}, html("b", {}, String(n)), ` ${code}, such as `, linkTo(first.node === null ? null : restOf.get(first.node) ?? first.node, tail(first.name)))))) : []),
+    ...(kinds.size ? part("What went where", html("ul", {}, ...[...kinds].sort((a, b) => b[1].n - a[1].n).map(([law, { n, first }]) => html("li", {}, html("b", {}, grouped(n)), ` ${law}, such as `, example(first))))) : []),
+    ...((data.extras || []).length ? part("Besides folding", html("ul", {}, ...data.extras.map((/** @type {string} */ line) => html("li", {}, line)))) : []),
+    ...(reasons.size ? part("What stays, and why", html("ul", {}, ...[...reasons].sort((a, b) => b[1].n - a[1].n).map(([code, { n, first }]) => html("li", {}, html("b", {}, grouped(n)), ` ${code}, such as `, linkTo(first.node === null ? null : restOf.get(first.node) ?? first.node, tail(first.name)))))) : []),
     ...(data.divergence ? part("Where it begins", html("p", {}, "first tensor that differs: ", linkTo(data.divergence.at, data.divergence.tensor)), ...data.divergence.suspects.slice(-8).map((/** @type {any} */ each) => html("p", {}, "suspect: ", linkTo(each[1], each[0])))) : []),
     ...(data.proof && data.proof.status !== "proved" ? part("Where the proof ends", html("p", {}, linkTo(data.proof.node, data.proof.at)), html("p", {}, data.proof.why)) : []),
     ...part("Keys", html("p", { class: "sub" }, "↓ ↑ through the operators · → open, or follow a fold · ← close, or out · + − 0 zoom · / find · Ctrl and wheel zoom")),

@@ -18,6 +18,8 @@ const folds = data.folds;
 /** @type {Kept[]} */
 const keeps = data.kept;
 const BEFORE = 1, AFTER = 2;
+/** A number as people write it. @param {number} n */
+const grouped = (n) => n.toLocaleString("en");
 const count = data.nodes.length;
 /** An operator has its number; a group has ~number. */
 /** @type {(n: number) => string} */
@@ -67,7 +69,9 @@ for (const fold of folds) {
   for (const n of fold.gone) add(foldsFrom, n, fold);
   if (fold.into !== null) { add(foldsInto, fold.into, fold); fate[fold.into] = "into"; }
 }
-for (const n of data.changed || []) fate[n] = "into";
+/** Operators that a step behind the fold gave other weights. @type {Set<number>} */
+const altered = new Set(data.altered || []);
+for (const n of [...data.changed || [], ...altered]) fate[n] = "into";
 for (const kept of keeps) {
   if (kept.node === null) continue;
   if (kept.kind === "map" || !keptAt.has(kept.node)) keptAt.set(kept.node, kept);
@@ -127,10 +131,23 @@ const PLAIN = /(^|::)(Identity|Reshape|Shape|Slice|Gather|Unsqueeze|Squeeze|Cast
 function titleOf(g) {
   const name = data.groups[g][0], parent = data.groups[g][1];
   if (name) return /^\d+$/.test(name) && parent > 0 && data.groups[parent][0] ? `${data.groups[parent][0]}.${name}` : name;
+  const inside = data.groups[g][2].map((/** @type {number} */ child) => (child < 0 && data.groups[~child][0] ? titleOf(~child) : ""));
+  if (inside.length > 1 && inside.every(Boolean)) return `${inside[0]} … ${inside[inside.length - 1]}`;
   const rank = (/** @type {number} */ op) => (LINEAR.test(data.ops[op]) ? 2 : PLAIN.test(data.ops[op]) ? 0 : 1);
   const most = [...sums[g].ops].sort((a, b) => rank(b[0]) - rank(a[0]) || b[1] - a[1]).slice(0, 2);
   return most.map(([op, n]) => (n > 1 ? `${n} ${data.ops[op]}` : data.ops[op])).join(", ");
 }
+
+const pen = /** @type {CanvasRenderingContext2D} */ (document.createElement("canvas").getContext("2d"));
+/** A title that fits, cut at its end or in its middle. @param {string} text @param {number} room @param {boolean} middle */
+function fitting(text, room, middle) {
+  pen.font = `600 12.5px ${getComputedStyle(document.body).fontFamily}`;
+  let shorter = text;
+  for (let most = text.length - 1; most > 3 && pen.measureText(shorter).width > room; most--) shorter = middle ? cut(text, most) : `${text.slice(0, most - 1).trimEnd()}…`;
+  return shorter;
+}
+/** Sizes of a tensor; long expressions are left out. @param {string} shape */
+const sizes = (shape) => shape.split("×").map((size) => (size.length > 10 ? "?" : size)).join("×");
 
 const W = 176, H = 36, PORT = 24, GROUP_W = 196, GROUP_H = 46, BESIDE = 22, BELOW = 26, PAD = 12, TITLE = 26, BEND = 14;
 /** Groups that are open. The outermost always is. @type {Set<number>} */

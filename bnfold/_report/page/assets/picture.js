@@ -166,7 +166,7 @@ function drawItem(item, side, bare) {
     const op = isPort(item) ? nameOf(item) : opOf(item).replace(/^.*::/, "");
     made.setAttribute("aria-label", `${opOf(item)} ${nameOf(item)}${fate[item] ? `, ${SAID[fate[item]]}` : ""}`);
     made.append(svg("title", {}, `${opOf(item)}\n${nameOf(item)}${data.nodes[item][3] ? `\n${data.nodes[item][3]}` : ""}`));
-    if (isPort(item)) made.append(svg("text", { class: "kind", x: box.w / 2, y: 16, "text-anchor": "middle" }, cut(`${op}  ${data.nodes[item][3]}`, 24)));
+    if (isPort(item)) made.append(svg("text", { class: "kind", x: box.w / 2, y: 16, "text-anchor": "middle" }, cut(`${op}  ${sizes(data.nodes[item][3])}`, 26)));
     else {
       made.append(svg("text", { class: "kind", x: 9, y: 15.5 }, cut(op, 20)), svg("text", { class: "name", x: 9, y: 29 }, cut(short(item), 27)));
       const badge = /** @type {Record<string, string>} */ ({ gone: "−", into: "+", new: "new", kept: "=" })[fate[item]];
@@ -186,22 +186,21 @@ function titleText(item, side) {
 /** @param {Element} owner what is named @param {Element} made where the text goes @param {number} g @param {number} side @param {Box} box */
 function groupText(owner, made, g, side, box) {
   const sum = sums[g], open = opened.has(g), number = side === BEFORE ? sum.before : sum.after;
-  const marks = [sum.gone && side === BEFORE ? ["gone", `−${sum.gone}`] : null, sum.into ? ["into", `+${sum.into}`] : null, sum.kept ? ["kept", `=${sum.kept}`] : null].flatMap((mark) => (mark ? [mark] : []));
+  const marks = [sum.gone && side === BEFORE ? ["gone", `−${grouped(sum.gone)}`] : null, sum.into ? ["into", `+${grouped(sum.into)}`] : null, sum.kept ? ["kept", `=${grouped(sum.kept)}`] : null].flatMap((mark) => (mark ? [mark] : []));
   owner.setAttribute("aria-expanded", String(open));
   owner.setAttribute("aria-level", String(depth[g]));
   owner.setAttribute("aria-label", `group ${titleOf(g)}, ${number} operators${sum.gone ? `, ${sum.gone} gone` : ""}${sum.kept ? `, ${sum.kept} kept` : ""}`);
   if (open && owner === made) return;
   made.append(svg("title", {}, `${pathOf(g)}\n${number} operators`));
   const taken = open ? marks.reduce((/** @type {number} */ sum, mark) => sum + 9 + 7 * mark[1].length, 0) : 0;
-  const most = Math.max(Math.floor((box.w - 34 - taken) / 7.3), 5), title = titleOf(g);
-  const fitting = data.groups[g][0] || title.length <= most ? cut(title, most) : `${title.slice(0, most - 1)}…`;
-  made.append(svg("text", { class: "kind", x: 10, y: 18 }, `${open ? "▾" : "▸"} ${fitting}`));
+  const title = fitting(titleOf(g), box.w - 36 - taken, Boolean(data.groups[g][0]));
+  made.append(svg("text", { class: "kind", x: 10, y: 18 }, `${open ? "▾" : "▸"} ${title}`));
   let right = box.w - 9;
   for (const [kind, text] of marks.reverse()) {
     made.append(svg("text", { class: `badge ${kind}`, x: right, y: open ? 17 : 35, "text-anchor": "end" }, text));
     right -= 9 + 7 * text.length;
   }
-  if (!open) made.append(svg("text", { class: "name", x: 10, y: 35 }, `${number} operators`));
+  if (!open) made.append(svg("text", { class: "name", x: 10, y: 35 }, `${grouped(number)} operators`));
 }
 /** @param {number} g */
 function pathOf(g) {

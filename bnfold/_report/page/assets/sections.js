@@ -22,9 +22,9 @@ function headline() {
   const proved = data.proof && data.proof.status === "proved";
   const [mark, words] = proved && status === "pass" ? ["✓", "Proved: the same function"] : MARKS[status] || ["?", status];
   host.className = status;
-  const facts = html("dl", { id: "facts" }, fact("Operators", `${total(1).toLocaleString("en")} → ${total(2).toLocaleString("en")}`, total(1) === total(2) ? "" : `${total(2) - total(1) > 0 ? "+" : "−"}${Math.abs(total(2) - total(1)).toLocaleString("en")}`));
+  const facts = html("dl", { id: "facts" }, fact("Operators", `${grouped(total(1))} → ${grouped(total(2))}`, total(1) === total(2) ? "" : `${total(2) - total(1) > 0 ? "+" : "−"}${grouped(Math.abs(total(2) - total(1)))}`));
   const norm = counts.find((/** @type {any[]} */ row) => row[0] === "BatchNormalization");
-  if (norm) facts.append(fact("BatchNormalization", `${norm[1]} → ${norm[2]}`));
+  if (norm) facts.append(fact("BatchNormalization", `${grouped(norm[1])} → ${grouped(norm[2])}`));
   if (data.head.bytes) facts.append(fact("Size", `${bytes(data.head.bytes[0])} → ${bytes(data.head.bytes[1])}`));
   if (data.proof) facts.append(fact("Proof", data.proof.status === "not proved" ? `${many(data.proof.layers.length, "layer")} so far` : proved ? `${many(data.proof.layers.length, "layer")} proved` : data.proof.status));
   if (data.certificates.length && !proved) facts.append(fact("Folds checked", `${data.certificates.filter((/** @type {any[]} */ each) => each[1] === "holds").length} of ${data.certificates.length}`));
@@ -87,7 +87,7 @@ const statusMark = (status) => html("span", { class: status === "pass" ? "good" 
 function strip(bars, label, limited) {
   const h = 64, w = 1000, wide = w / Math.max(bars.length, 24), most = Math.max(1.1, ...bars.map((bar) => bar[2] || 0));
   const made = svg("svg", { class: "strip", viewBox: `0 0 ${w} ${h}`, height: h, preserveAspectRatio: "none", role: "img", "aria-label": label });
-  const unit = h - (h - 6) / most;
+  const unit = h - (h - 6) / most, known = bars.filter((bar) => bar[2] !== null).sort((a, b) => (b[2] || 0) - (a[2] || 0))[0];
   if (limited && most < 8) made.append(svg("line", { class: "mark-line", x1: 0, x2: w, y1: unit, y2: unit, "vector-effect": "non-scaling-stroke" }, svg("title", {}, "one unit in the last place")));
   bars.forEach(([name, state, distance, item], k) => {
     const tall = state === "unchecked" ? h : distance === null ? (state === "fails" ? h : 2) : Math.max((distance / most) * (h - 6), 2);
@@ -96,7 +96,8 @@ function strip(bars, label, limited) {
     if (item !== null) bar.addEventListener("click", () => { choose(item, true); byId("picture").scrollIntoView({ block: "nearest" }); });
     made.append(bar);
   });
-  return made;
+  const note = known && html("p", { class: "sub" }, "The highest: ", linkTo(known[3], known[0]), `, ${figure(known[2])} ${known[2] === 1 ? "unit" : "units"}.`, limited && most < 8 ? " The dashed line is one unit." : "");
+  return html("div", {}, made, note);
 }
 
 function evidence() {
@@ -113,8 +114,8 @@ function evidence() {
   }
   if (data.certificates.length) section("Folds, computed a second time", "Each bar is a layer that changed: how far its stored weights are from those that other formulas give, in units in the last place. One unit is what rounding explains.", strip(data.certificates, `distance of ${data.certificates.length} folds`, true));
   if (data.proof && data.proof.layers.length) section("Layers, by proof", `Each bar is a layer: how far its weights in one file are from those in the other, once all maps are brought together, in units in the last place. Nothing is run for it.${data.proof.why ? ` ${data.proof.status}: ${data.proof.why}` : ""}`, strip(data.proof.layers.map((/** @type {any[]} */ each) => [each[0], "holds", each[1], each[2]]), `distance of ${data.proof.layers.length} layers`, false));
-  const said = [...data.notes || [], ...(data.timing ? [`time of a run: ${data.timing.text}`] : []), ...(data.providers || []).filter((/** @type {string[]} */ each) => each[2] || each[0] !== "cpu").map((/** @type {string[]} */ each) => `on ${each[0]}: ${each[1]}${each[2] ? `, ${each[2]}` : ""}`)];
-  if (said.length) section("Notes", "What else is to be said of the comparison.", html("ul", {}, ...said.map((note) => html("li", {}, note))));
+  const said = [...data.extras || [], ...data.notes || [], ...(data.timing ? [`time of a run: ${data.timing.text}`] : []), ...(data.providers || []).filter((/** @type {string[]} */ each) => each[2] || each[0] !== "cpu").map((/** @type {string[]} */ each) => `on ${each[0]}: ${each[1]}${each[2] ? `, ${each[2]}` : ""}`)];
+  if (said.length) section("Notes", "What else was done or seen.", html("ul", {}, ...said.map((note) => html("li", {}, note))));
 }
 
 const COLUMNS = ["What", "Operator", "Type", "Into, or stopped at", "Law, or reason", "Apart", "What could be done"];

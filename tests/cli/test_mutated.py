@@ -1,0 +1,107 @@
+"""What mutation of files has found (`tests.fuzz --command`): one case of each kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, helper
+
+import bnfold as library
+
+from ..graphs import bn, const, conv, model, op, rand, subgraph
+from . import examples
+from .command import bnfold, refused
+
+
+def unbounded() -> ModelProto:
+    """A Clip of opset 10 with a bound under no name that it knows."""
+    return model(
+        conv("a", "x", "a", (4, 4, 1, 1)),
+        op("Clip", "a", "b", strange=0.25),
+        const("Add", "b", "y", rand(4, 1, 1)),
+        x=(2, 4, 4, 4),
+        opset=10,
+    )
+
+
+def test_what_a_check_trips_over_is_no_valid_model(tmp_path):
+    """A certificate asks an operator for what it has to have: that is no defect of bnfold."""
+    onnx.save(unbounded(), tmp_path / "m.onnx")
+    run = bnfold(tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", "--no-batchnorm")
+    refused(run, "m.onnx is not a valid ONNX model")
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (onnx.AttributeProto.UNDEFINED, "epsilon", 0.5),
+        (onnx.AttributeProto.INT, "epsilon", 0.5),
+        (onnx.AttributeProto.TYPE_PROTO, "pads", [1, 1, 1, 1]),
+    ],
+)
+@pytest.mark.parametrize("inner", [False, True])
+def test_an_attribute_that_holds_something_else_than_its_type_says(
+    kind, name, value, inner, tmp_path
+):
+    """Who goes by the one reads another number than who goes by the other."""
+    pads = {"pads": value} if name == "pads" else {}
+    epsilon = {"epsilon": value} if name == "epsilon" else {}
+    pieces = conv("a", "x", "a", (4, 4, 1, 1), **pads), bn("b", "a", "y", 4, **epsilon)
+    if inner:
+        body = subgraph(*pieces)
+        branch = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+        made = model((branch, {"c": np.array(True)}), x=(2, 4, 4, 4))
+        graph = made.graph.node[0].attribute[0].g
+    else:
+        made = model(*pieces, x=(2, 4, 4, 4))
+        graph = made.graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == name:
+                attribute.type = kind
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    refused(bnfold(tmp_path / "m.onnx"), f"the attribute '{name}' of", "its type says")
+    with pytest.raises(library.UsageError, match="its type says"):
+        library.plan(made)
+    made.ir_version = 1  # An attribute of that time says no type.
+    assert library.plan(made).folds or inner
+
+
+@pytest.mark.parametrize("kind", ["Conv", "Gemm"])
+def test_no_operator_with_an_odd_bias_takes_a_map_in(kind, tmp_path):
+    """Not even a scale of what it reads, which would leave the bias as it is."""
+    if kind == "Conv":
+        weights = {"w": rand(4, 4, 1, 1), "c": rand(4, 1, 1)}
+    else:
+        weights = {"w": rand(4, 6), "c": rand(2, 1, 6)}
+    linear = (op(kind, "m w c", "y"), weights)
+    shape = (2, 4, 3, 3) if kind == "Conv" else (2, 4)
+    scale = (4, 1, 1) if kind == "Conv" else (4,)
+    made = model(const("Mul", "x", "m", rand(*scale)), linear, x=shape)
+    plan = library.plan(made)
+    assert not plan.folds
+    assert any("does not allow" in kept.message for kept in plan.kept)
+
+
+def test_what_a_proof_trips_over_is_no_valid_model(tmp_path):
+    """The proof says why it proves nothing; the model folds, and its run is judged."""
+    made = model(conv("a", "x", "a", (4, 4, 1, 1)), bn("b", "a", "y", 4), x=(2, 4, 4, 4))
+    made.graph.node.add(op_type="Add", input=["x", "x"])
+    onnx.save(made, tmp_path / "m.onnx")
+    run = bnfold(tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
+    assert "not proved: the original is not a valid ONNX model" in run.out
+    assert "defect" not in run.out
+
+
+def test_no_name_makes_a_model_in_binary_form_a_text(tmp_path):
+    """onnx goes by the suffix. Nothing runs this, so that it is cut, which reads both again."""
+    for name in ("m.onnx", "m.json", "m.textproto"):
+        onnx.save(examples.strange(), tmp_path / name, "protobuf")
+    expected = bnfold(tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
+    assert expected.code in (0, 3)
+    for source, target in (("m.onnx", "o.json"), ("m.json", "p.onnx"), ("m.textproto", "o.txtpb")):
+        run = bnfold(tmp_path / source, "-o", tmp_path / target)
+        assert (run.code, run.err) == (expected.code, "")
+    assert onnx.load(tmp_path / "o.onnx") == onnx.load(tmp_path / "o.json")
