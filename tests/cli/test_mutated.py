@@ -69,6 +69,17 @@ def test_an_attribute_that_holds_something_else_than_its_type_says(
     assert library.plan(made).folds or inner
 
 
+@pytest.mark.parametrize("where", ["model", "function"])
+def test_no_version_is_negative(where, tmp_path):
+    """No runtime loads it; operators of such a version mean nothing."""
+    inner = [helper.make_node("Neg", ["a"], ["b"])]
+    function = helper.make_function("my", "F", ["a"], ["b"], inner, [helper.make_opsetid("", 17)])
+    made = model(helper.make_node("F", ["x"], ["y"], domain="my"), functions=[function])
+    (made if where == "model" else made.functions[0]).opset_import.add(domain="my", version=-7)
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    refused(bnfold(tmp_path / "m.onnx"), "it asks for version -7 of 'my'")
+
+
 @pytest.mark.parametrize("kind", ["Conv", "Gemm"])
 def test_no_operator_with_an_odd_bias_takes_a_map_in(kind, tmp_path):
     """Not even a scale of what it reads, which would leave the bias as it is."""
