@@ -96,6 +96,21 @@ def test_no_operator_with_an_odd_bias_takes_a_map_in(kind, tmp_path):
     assert any("does not allow" in kept.message for kept in plan.kept)
 
 
+def test_no_fold_of_an_invalid_model_is_wrong(tmp_path):
+    """Four maps of three channels, that a reduction hides. Nothing runs it."""
+    made = model(
+        bn("m", "x", "a", 4),
+        op("ReduceSum", "a", "b", axes=[3]),
+        conv("c", "b", "y", (4, 4, 1)),
+        x=(2, 3, -2, 4),
+        opset=11,
+    )
+    onnx.save(made, tmp_path / "m.onnx")
+    run = bnfold(tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
+    refused(run, "m.onnx is not a valid ONNX model")
+    assert not (tmp_path / "o.onnx").exists()
+
+
 def test_what_a_proof_trips_over_is_no_valid_model(tmp_path):
     """The proof says why it proves nothing; the model folds, and its run is judged."""
     made = model(conv("a", "x", "a", (4, 4, 1, 1)), bn("b", "a", "y", 4), x=(2, 4, 4, 4))
