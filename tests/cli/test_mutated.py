@@ -106,6 +106,7 @@ def test_no_fold_of_an_invalid_model_is_wrong(tmp_path):
         x=(4, 3, 4, 4),
         weights={"at": np.array(1)},
     )
+    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, [4, 3, 4]))
     onnx.save(made, tmp_path / "m.onnx")
     run = bnfold(tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
     refused(run, "m.onnx is not a valid ONNX model")
