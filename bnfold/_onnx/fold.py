@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Moves
 from bnfold._plan.summary import kept_apart, summarize
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 Settled = list[tuple[Graph, Moves]]
 _WEIGHTED = ("BatchNormalization", "Conv", "Gemm", "MatMul")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class FoldedWeights:
     """The weights of a main graph by name; ``touched`` are those of operators in a fold.
 
@@ -47,7 +48,7 @@ class FoldedWeights:
     touched: frozenset[str]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PlannedModel:
     """A model that has been read and planned, and can be folded in place.
 

@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "sessions that differ make a time no less certain",
         "_judge/timing.py",
-        "return Ratio(statistics.median(ordered), min(low, *medians), max(high, *medians))",
-        "return Ratio(statistics.median(ordered), low, high)",
+        "return Ratio(_median(ordered), min(low, *medians), max(high, *medians))",
+        "return Ratio(_median(ordered), low, high)",
         "tests/verify/test_timing.py",
     ),
     Mutant(

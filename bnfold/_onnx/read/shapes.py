@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from onnx import (
     AttributeProto,
@@ -31,6 +31,7 @@ from bnfold._onnx.read.scopes import Scope, bodies, opset_of, type_of
 from bnfold._onnx.read.sizes import Numbers, computed
 from bnfold._onnx.read.stand_ins import stand_in
 from bnfold._onnx.read.types import derive
+from bnfold._system.records import record
 
 _SMALL = 1024
 _FIRST_WITH_SYMBOLS = 11
@@ -45,7 +46,7 @@ _HEAVY = (AttributeProto.TENSOR, AttributeProto.GRAPH, AttributeProto.GRAPHS)
 Tensor = TypeProto.Tensor
 
 
-@dataclass
+@record
 class Shapes:
     """Element types and shapes by graph path and tensor name; a size is None where not known.
 
