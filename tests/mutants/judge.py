@@ -349,4 +349,11 @@ MUTANTS = (
         "            problem = None",
         "tests/cli/test_mutated.py",
     ),
+    Mutant(
+        "a fold of an invalid model is called wrong",
+        "_pipeline/models.py",
+        "            _refuse_invalid(verdict, path, settings.follow_links)",
+        "            pass",
+        "tests/cli/test_mutated.py",
+    ),
 )
