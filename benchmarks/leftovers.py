@@ -91,17 +91,18 @@ class Row:
     original: Count
     left: tuple[Left, ...]
 
+    def totals(self, everything: bool) -> dict[str, int]:
+        """What each tool that finished leaves, with biases and GELUs or without."""
+        found = {one.tool: one.total if everything else one.total_apart for one in self.left}
+        return {tool: total for tool, total in found.items() if total is not None}
+
     def better(self, everything: bool) -> list[str]:
         """The tools that leave fewer than bnfold does, biases and GELUs apart or with them."""
-        totals = {
-            one.tool: one.total if everything else one.total_apart
-            for one in self.left
-            if one.found is not None
-        }
+        totals = self.totals(everything)
         own = totals.get("bnfold")
         if own is None:
             return ["bnfold did not finish"]
-        return [f"{tool} {n} < {own}" for tool, n in totals.items() if n is not None and n < own]
+        return [f"{tool} {total} < {own}" for tool, total in totals.items() if total < own]
 
 
 def measure(model: Model, folder: Path, seconds: float) -> Row:

@@ -14,7 +14,7 @@ import pytest
 from onnx import external_data_helper, numpy_helper
 
 import bnfold
-from bnfold._onnx import tensors
+from bnfold._onnx import fold, tensors
 
 from .functions import two_calls
 from .graphs import assert_same, bn, check, constants, conv, counts, model, op, rand, run
@@ -151,6 +151,32 @@ def test_a_draft_that_vanishes_takes_no_data_along(tmp_path, monkeypatch):
     with pytest.raises(bnfold.UsageError, match="no such file"):
         bnfold.fold(source, target)
     assert {path: path.read_bytes() for path in target.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("how", ["replaced", "written to", "removed"])
+def test_data_that_change_while_they_are_read(how, tmp_path, monkeypatch):
+    """Between planning and copying: half of the output would be another model's."""
+    source = saved(two_blocks(), tmp_path / "in")
+    data = source.with_name("weights.bin")
+    right = fold.PlannedModel.apply
+
+    def changed(planned, *args):
+        done = right(planned, *args)
+        new = data.read_bytes()[::-1]
+        if how == "written to":
+            data.write_bytes(new)
+        else:
+            data.rename(tmp_path / "elsewhere")
+            if how == "replaced":
+                data.write_bytes(new)
+        return done
+
+    monkeypatch.setattr(fold.PlannedModel, "apply", changed)
+    with pytest.raises(bnfold.UsageError, match=r"weights\.bin.*(changed while|no such file)"):
+        bnfold.fold(source, tmp_path / "in" / "folded.onnx")
+    assert not (tmp_path / "in" / "folded.onnx").exists()
+    left = {path.name for path in (tmp_path / "in").iterdir()}
+    assert left <= {"model.onnx", "weights.bin"}
 
 
 @pytest.mark.parametrize("shared", ["a weight that stays", "another that folds", "a part"])

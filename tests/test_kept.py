@@ -47,6 +47,24 @@ def test_a_fold_says_what_went_where():
         assert all(isinstance(law, str) for law in f.laws)
 
 
+def test_what_another_fold_of_the_result_takes_in_is_said():
+    """γ of two axes takes a map along one of them; the other one only once that is written."""
+    norm = (op("LayerNormalization", "x g", "n", name="norm", axis=1), {"g": rand(3, 4)})
+    maps = const("Mul", "n", "m", rand(3, 1)), const("Mul", "m", "y", rand(4), name="along")
+    m = model(norm, *maps, x=(2, 3, 4), opset=17)
+    for axes in (2, 1):
+        (kept,) = bnfold.plan(m).kept if axes == 2 else (None,)
+        assert kept is None or "the result, folded once more, may take it in" in kept.message
+        m = bnfold.fold(m)
+        assert len(affine_nodes(m)) == axes - 1
+    m = model(
+        norm, maps[0], const("Mul", "m", "y", rand(2, 1, 1), name="along"), x=(2, 3, 4), opset=17
+    )
+    (kept,) = bnfold.plan(m).kept
+    assert kept.node == "along"
+    assert "once more" not in kept.message
+
+
 def test_a_reason_points_at_what_stopped_it():
     m = model(conv(*CONV), bn("bn", "c", "y", 4), op("Relu", "c", "z", name="reader"), y="y z")
     (kept,) = bnfold.plan(m).kept

@@ -111,11 +111,15 @@ def _total(
     Raises `Refusal`.
     """
     if total is None:
+        assert map_.axis is not None
+        assert absorbed.axis is not None
+        own = side.channels.get(map_.axis) == map_.scale.size and map_.axis != absorbed.axis
+        once_more = "; the result, folded once more, may take it in" if own else ""
         raise Refusal.of(
             "axis-mismatch",
             node.label,
-            f"the map varies along axis {map_.axis}; what {node.label} takes in {where} varies "
-            f"along axis {absorbed.axis}",
+            f"the map varies along {_named(map_.axis)}; what {node.label} takes in {where} varies "
+            f"along {_named(absorbed.axis)}{once_more}",
         )
     if not total.is_finite:
         message = f"composed with what {node.label} takes in {where}, it is no longer finite"

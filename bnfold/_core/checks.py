@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from bnfold._core.affine import IDENTITY, LAST
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import IndexMap, Permuted
-from bnfold._core.joins import Aligned, Concatenated, Largest, Picked, Summed
+from bnfold._core.joins import Aligned, Blended, Concatenated, Picked, Summed
 from bnfold._core.laws import Law, Mixed, Padded, Rearranged
 from bnfold._core.products import Gated, Multiplied
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node, Opaque, Receiver, View
@@ -171,7 +171,7 @@ def _of_law(law: Law, inputs: list[Shape | None], outputs: list[Shape | None]) -
         for rank, shape in zip(law.ranks or (), inputs, strict=bool(law.ranks)):
             if shape is not None and len(shape) != rank:
                 yield f"rank {rank} of a tensor of rank {len(shape)}"
-    elif isinstance(law, Largest | Summed | Gated):
+    elif isinstance(law, Blended | Summed | Gated):
         yield from _aligned(law.aligned, inputs, outputs[0])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,21 @@ from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.inlining import Call, Inlined, Key, called_functions, inline, key_of
 from bnfold._onnx.read.quantized import MADE_BYTES, Dequantized, dequantized
 from bnfold._onnx.read.scopes import Scope, label
-from bnfold._onnx.tensors import all_tensors
+from bnfold._onnx.tensors import all_tensors, data_marks
 from bnfold._onnx.write.applied import Applied, Rewritten
 from bnfold._onnx.write.rewriting import apply
 from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Moves
 from bnfold._plan.summary import kept_apart, summarize
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 Settled = list[tuple[Graph, Moves]]
 _WEIGHTED = ("BatchNormalization", "Conv", "Gemm", "MatMul")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class FoldedWeights:
     """The weights of a main graph by name; ``touched`` are those of operators in a fold.
 
@@ -47,12 +48,12 @@ class FoldedWeights:
     touched: frozenset[str]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PlannedModel:
     """A model that has been read and planned, and can be folded in place.
 
     ``inlined`` is the model with the calls inlined in which something folds, and ``calls`` are
-    these; None where nothing is inlined.
+    these; None where nothing is inlined. ``marks`` has what its data files were before.
     """
 
     network: Network
@@ -61,12 +62,14 @@ class PlannedModel:
     inlined: Inlined | None = None
     calls: frozenset[Call] = frozenset()
     given: ModelProto | None = None
+    marks: Mapping[str, str] = field(default_factory=dict)
 
     def apply(self, later: bool = False) -> Rewritten:
         """Fold the model that was planned, in place. Large weights of a lean model may be made
         ``later``, when it is written: see `Rewritten.made`.
         """
         rewritten = apply(self.network, self.settled, later)
+        rewritten.marks = self.marks
         if self.inlined is None or self.given is None:
             return rewritten
         held = list(all_tensors(self.inlined.model))
@@ -114,6 +117,14 @@ def prepare(
     operators. A call of a local function is inlined if something folds
     in its place that does not fold in the function for all of its calls.
     """
+    marks = data_marks(model, base_dir)
+    return replace(_with_calls(model, base_dir, equal_dims, depthwise), marks=marks)
+
+
+def _with_calls(
+    model: ModelProto, base_dir: Path | None, equal_dims: bool, depthwise: bool
+) -> PlannedModel:
+    """See `prepare`."""
     whole = _prepare(model, base_dir, equal_dims, depthwise)
     if not called_functions(model) & {key_of(function) for function in model.functions}:
         return whole

@@ -6,8 +6,8 @@ import math
 import mmap
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -186,7 +186,7 @@ def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
     return entries["location"], numbers["offset"] or 0, numbers["length"]
 
 
-OWN = f"own {secrets.token_hex(8)}"
+OWN = f"own {os.urandom(8).hex()}"
 """The key of an external tensor whose data are part of its model's own file (`files/lean`). No file
 can have it: it is drawn anew in each process. Its value is the `mark` of the file."""
 
@@ -196,7 +196,7 @@ def is_own(tensor: TensorProto) -> bool:
     return any(entry.key == OWN for entry in tensor.external_data)
 
 
-MADE = f"made {secrets.token_hex(8)}"
+MADE = f"made {os.urandom(8).hex()}"
 """The key of an own tensor whose values have changed meanwhile: its value is the number of the
 function that makes the new ones. The tensor still refers to the old ones."""
 
@@ -213,9 +213,26 @@ def own_mark(tensor: TensorProto) -> str:
 
 
 def mark(file: IO[bytes]) -> str:
-    """What a file has no more once it is written to, or is another one: its size and its time."""
+    """What a file has no more once it is written to, or is another one: which it is, its size, and
+    its time.
+    """
     status = os.fstat(file.fileno())
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+
+
+def data_marks(model: ModelProto, base_dir: Path | None) -> dict[str, str]:
+    """The `mark` of each data file that a model refers to, by its location, if it is there."""
+    marks = dict[str, str]()
+    if base_dir is None:
+        return marks
+    for tensor in all_tensors(model):
+        if tensor.data_location != TensorProto.EXTERNAL or is_own(tensor):
+            continue
+        location, _, _ = external_location(tensor)
+        if location not in marks:
+            with suppress(OSError), (base_dir / location).open("rb") as file:
+                marks[location] = mark(file)
+    return marks
 
 
 def refuse_changed(file: IO[bytes], known: str, path: Path) -> None:

@@ -168,8 +168,8 @@ def _require_same_normalization(case: Absorption, parameters: Sequence[int | Non
 
 
 def _recurrent(case: Absorption) -> float:
-    """``W[d]·(s·x[k] + t) + B[d, :rows]`` for step k of direction d, which sees no more of x. All
-    else stays: the second half of ``B[d]``, and the other inputs.
+    """``W[d]·(s·x[k] + t) + B[d, :rows]`` for step k of direction d, which sees no more of x, whose
+    rank is 3. All else stays: the second half of ``B[d]``, and the other inputs.
     """
     weight, made = case.stored(1), case.new(1)
     if weight is None or made is None:
@@ -182,7 +182,7 @@ def _recurrent(case: Absorption) -> float:
     if weight.ndim != 3 or len(weight) != 1 + both:
         raise Mismatch(f"{label(case.node)} cannot have a weight of shape {weight.shape}")
     rows = weight.shape[1]
-    factor, term = case.entering(2, weight.shape[2])
+    factor, term = case.entering(2, weight.shape[2], 3)
 
     def wanted(part: slice) -> Double:
         scaled: Double = weight[part].astype(np.float64) * factor

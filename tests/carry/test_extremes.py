@@ -1,4 +1,5 @@
-"""Max and Min with a constant: types, opsets, ranks, graphs, and what enlarges a tensor.
+"""Max and Min with a constant: types, opsets, ranks, graphs, and what enlarges a tensor; with Mean,
+of branches.
 
 `test_laws` has every kind of map in both directions; here is what decides whether there is a law.
 """
@@ -183,17 +184,19 @@ def branches(count: int = 2) -> list[Any]:
     return [conv(f"c{n}", "x", f"h{n}", (4, 3, 1, 1)) for n in range(count)]
 
 
-@pytest.mark.parametrize("kind", ["Max", "Min"])
+@pytest.mark.parametrize("kind", ["Max", "Min", "Mean"])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_map_that_keeps_order_goes_into_all_branches(kind, scale, count):
-    """Batch, channels, height and width are all 4. A shift goes, whatever the scale ahead of it."""
+    """Batch, channels, height and width are all 4. A shift goes, whatever the scale ahead of it. A
+    mean asks for no order.
+    """
     names = " ".join(f"h{n}" for n in range(count))
     made = model(
         *branches(count), op(kind, names, "r"), const("Mul", "r", "m", SCALES[scale], name="map"),
         const("Add", "m", "y", rand(4, 1, 1)), x=(4, 3, 4, 4),
     )  # fmt: skip
-    goes(made, left=1 if scale in ("negative", "mixed") else 0)
+    goes(made, left=1 if scale in ("negative", "mixed") and kind != "Mean" else 0)
 
 
 def test_halves_of_a_split_take_what_their_maximum_does():
@@ -211,18 +214,45 @@ def test_one_tensor_twice_takes_it_once():
     goes(made)
 
 
+@pytest.mark.parametrize("kind", ["Max", "Mean"])
 @pytest.mark.parametrize("other", [1, 2, 3])
-def test_forward_all_branches_have_to_carry_the_same(other):
+def test_forward_all_branches_have_to_carry_the_same(kind, other):
     made = model(
         const("Mul", "x", "a", np.float32(1), name="none"),
         const("Mul", "x", "b", np.float32(3), name="map"),
         const("Mul", "z", "d", np.float32(other), name="other"),
-        op("Max", "b d", "r"), conv("c", "r", "y", (4, 3, 1, 1)), op("Tanh", "a", "u"),
+        op(kind, "b d", "r"), conv("c", "r", "y", (4, 3, 1, 1)), op("Tanh", "a", "u"),
         x={"x": (4, 3, 4, 4), "z": (4, 3, 4, 4)}, y="y u",
     )  # fmt: skip
     once = done(made)
     assert all(one.holds for one in certify(made, once.folded, once.applied))
     assert affine(once.folded) == {1: 1, 2: 2, 3: 0}[other]
+
+
+@pytest.mark.parametrize("kind", ["Max", "Mean"])
+def test_a_branch_that_is_a_constant_or_an_input_takes_no_map_in(kind):
+    """The map would have to go into all of them."""
+    third = np.asarray(rand(2, 4, 4, 4))
+    for other, says in (("k", "k is a constant"), ("z", "it reads z, which enters the graph")):
+        made = model(
+            *branches(), op(kind, f"h0 h1 {other}", "r"), bn("map", "r", "y", 4),
+            weights={"k": third, "map.scale": positive(4)},
+            x={"x": (2, 3, 4, 4), "z": (2, 4, 4, 4)},
+        )  # fmt: skip
+        once = done(made)
+        assert affine(once.folded) == 1
+        (kept,) = once.plan.kept
+        if kind == "Mean" or other == "z":
+            assert says in kept.message, kept
+
+
+@pytest.mark.parametrize("opset", [7, 8])
+def test_below_opset_8_nothing_broadcasts_and_nothing_passes(opset):
+    made = model(
+        *branches(), op("Mean", "h0 h1", "r"), const("Mul", "r", "y", rand(4, 1, 1), name="map"),
+        x=(4, 3, 4, 4), opset=opset,
+    )  # fmt: skip
+    assert affine(done(made).folded) == (opset < 8)
 
 
 def test_a_branch_that_is_broadcast_has_no_place_for_channels():

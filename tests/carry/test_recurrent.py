@@ -292,3 +292,18 @@ def test_older_operators_stay():
 def test_free_sizes():
     made = model(*both(), recurrent("LSTM"), x=("t", "n", 4))
     assert counts(folded(made, feeds(made))) == {"LSTM": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("behind", ["MatMul", "LayerNormalization"])
+def test_the_rank_of_what_it_reads_is_3_where_nothing_else_tells_it(kind, behind):
+    """The last axis is its axis of inputs. Steps, batch, inputs and hidden are all 4."""
+    known = (op(behind, "x k", "h"), {"k": rand(4, 4) if behind == "MatMul" else rand(4)})
+    made = model(
+        known, op("Tanh", "h", "t"), (op(behind, "t q", "m"), {"q": known[1]["k"]}),
+        shifted(x="m"), recurrent(kind), x={"x": None}, opset=17,
+    )  # fmt: skip
+    assert counts(folded(made, {"x": rand(4, 4, 4)}))[kind] == 1
+    made = model(known, shifted(x="h", values=rand(1, 1, 4)), recurrent(kind), x={"x": None})
+    once = done(made)
+    assert [k.code for k in once.plan.kept] == ["unknown-shape"]  # A row may become [1, 1, 4].

@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "sessions that differ make a time no less certain",
         "_judge/timing.py",
-        "return Ratio(statistics.median(ordered), min(low, *medians), max(high, *medians))",
-        "return Ratio(statistics.median(ordered), low, high)",
+        "return Ratio(_median(ordered), min(low, *medians), max(high, *medians))",
+        "return Ratio(_median(ordered), low, high)",
         "tests/verify/test_timing.py",
     ),
     Mutant(
@@ -361,6 +361,13 @@ MUTANTS = (
         "_judge/by_proof.py",
         "            problem = why_invalid(model)",
         "            problem = None",
+        "tests/cli/test_mutated.py",
+    ),
+    Mutant(
+        "a fold of an invalid model is called wrong",
+        "_pipeline/models.py",
+        "            _refuse_invalid(verdict, path, settings.follow_links)",
+        "            pass",
         "tests/cli/test_mutated.py",
     ),
 )

@@ -190,6 +190,13 @@ MUTANTS = (
         "tests/cli/test_mutated.py",
     ),
     Mutant(
+        "versions of a function's operators may be negative",
+        "_onnx/files/sound.py",
+        "for holder in (model, *model.functions):",
+        "for holder in (model,):",
+        "tests/cli/test_mutated.py",
+    ),
+    Mutant(
         "attributes in bodies are not looked at",
         "_onnx/files/sound.py",
         "waiting.extend(inner for _, body in bodies(node) for inner in body.node)",
@@ -209,5 +216,12 @@ MUTANTS = (
         "    if names:\n        first",
         "    if False:\n        first",
         "tests/test_order.py",
+    ),
+    Mutant(
+        "data of a file that was replaced meanwhile are copied",
+        "_onnx/files/external.py",
+        "        _refuse_changed(rewritten.marks, base_dir)",
+        "        pass",
+        "tests/test_external_data.py::test_data_that_change_while_they_are_read",
     ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 from bnfold._core.channels import ChannelLayout, along_axis
@@ -11,16 +10,17 @@ from bnfold._core.parameters import Entrance, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.stored import Parameter
 from bnfold._core.view import InputSide, Receiver
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Recurrent(Operator):
     """An LSTM, a GRU or a simple RNN, of one direction or both.
 
     What it reads enters its gates through ``weights`` and ``biases``: a pair for each direction, or
     one pair that holds all. A weight is ``[…, rows, inputs]`` and its bias ``[…, rows + beyond]``
     with ``beyond = others·rows``: the numbers there belong to the recurrence. The ``inputs`` are on
-    ``axis`` of what it reads.
+    ``axis`` of what it reads, its last.
 
     Law ahead: ``RNN∘A`` has ``W·diag(s)`` and ``b + W·t`` in every direction. Exact always, scale
     and shift alike, where the map varies along ``axis`` or not at all: a step at time k computes
@@ -50,7 +50,8 @@ class Recurrent(Operator):
         weight, bias = _first(self.weights), _first(self.offsets)
         inputs = {one.value.shape[-1] for one in self.weights if one.value is not None}
         sizes = {self.axis: inputs.pop()} if len(inputs) == 1 else {}
-        return Receiver(InputSide(self.data[0], sizes, weight, weight or bias))
+        ahead = InputSide(self.data[0], sizes, weight, weight or bias, rank=self.axis + 1)
+        return Receiver(ahead)
 
     @property
     def sites(self) -> tuple[Site, ...]:

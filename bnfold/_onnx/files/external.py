@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -40,6 +40,17 @@ def external_files(model: ModelProto) -> set[str]:
         for tensor in tensors.all_tensors(model)
         if tensor.data_location == TensorProto.EXTERNAL and not tensors.is_own(tensor)
     }
+
+
+def _refuse_changed(marks: Mapping[str, str], base_dir: Path) -> None:
+    """Raise `UsageError` if a data file is not what it was when it got its mark."""
+    for location, known in marks.items():
+        path = base_dir / location
+        try:
+            with path.open("rb") as file:
+                tensors.refuse_changed(file, known, path)
+        except OSError as error:
+            raise paths.unreadable(path, error) from error
 
 
 def size_on_disk(path: Path, model: ModelProto) -> int:
@@ -128,6 +139,8 @@ def write_external(
             for tensor in unchanged.get(location, []):
                 _point_to(tensor, target)
         written[target] = origin
+    if base_dir is not None:  # Numbers of a file that was replaced meanwhile are another model's.
+        _refuse_changed(rewritten.marks, base_dir)
     if written:
         first = next(iter(written))
         _move_out(model, rewritten.created, folder / first, first)

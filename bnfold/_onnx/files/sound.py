@@ -59,9 +59,15 @@ _UNKNOWN = "which this version of onnx does not know; is the file damaged, or of
 def refuse_unsound(model: ModelProto) -> None:
     """Raise `UsageError` for a tensor whose type is unknown, or whose data do not fill its shape.
 
-    Inputs and outputs of all graphs must have known types, too, and an attribute must hold what its
-    type says: one reader would go by the one, another by the other.
+    No version of an operator set is negative. Inputs and outputs must have known types, too, and an
+    attribute must hold what its type says: one reader goes by the one, another by the other.
     """
+    for holder in (model, *model.functions):
+        for entry in holder.opset_import:
+            if entry.version < 0:
+                raise UsageError(
+                    f"it asks for version {entry.version} of {entry.domain or 'ONNX'!r}"
+                )
     for tensor in all_tensors(model):
         _check(tensor)
     if not 0 < model.ir_version < _TYPED_SINCE:

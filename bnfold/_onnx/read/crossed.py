@@ -10,7 +10,7 @@ import math
 
 from onnx import NodeProto, TensorProto
 
-from bnfold._core.joins import Aligned, Summed
+from bnfold._core.joins import Aligned, Blended, Summed
 from bnfold._core.laws import UNCOUNTED, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Crossed, Pooling, kept_axes
 from bnfold._core.operators.matrices import Contraction
@@ -267,6 +267,18 @@ def _sum(context: Context, node: NodeProto) -> Operator:
     return Crossed(label=label(node), data=tuple(range(count)), law=law)
 
 
+def blended(context: Context, node: NodeProto, ordered: bool) -> Operator:
+    """Max, Min or Mean of branches. Below opset 8 nothing broadcasts, and no map passes."""
+    if context.opset < 8:
+        return UNKNOWN
+    law = Blended(aligned(context, node), ordered)
+    return Crossed(label=label(node), data=tuple(range(len(node.input))), law=law)
+
+
+def _mean(context: Context, node: NodeProto) -> Operator:
+    return blended(context, node, ordered=False)
+
+
 def aligned(context: Context, node: NodeProto) -> Aligned:
     """How the inputs of an operator broadcast to what it puts out."""
     shapes = tuple(context.shape(name) for name in node.input)
@@ -287,6 +299,7 @@ ROWS: dict[str, OnnxRow] = {
     "GlobalMaxPool": of_one(_global_pool),
     "Identity": Row(_identity),
     "MaxPool": Row(_pool),
+    "Mean": Row(_mean),
     "Pad": Row(_pad),
     "ReduceMax": of_one(_reduce),
     "ReduceMean": of_one(_reduce),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from onnx import NodeProto
 
@@ -25,6 +24,7 @@ from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
 from bnfold._onnx.read.order import sorted_positions
 from bnfold._onnx.read.scopes import Scope, label, reads, type_of, typed
+from bnfold._system.records import record
 
 ROWS: dict[str, OnnxRow] = {
     **affine.ROWS,
@@ -38,7 +38,7 @@ ROWS: dict[str, OnnxRow] = {
 """How each operator of ONNX is read, by its type as `type_of` gives it."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Graph:
     """One graph and its view.
 
@@ -167,14 +167,16 @@ def _value(
         readers += [place[position]] * count
         if not count and not typed(scope.nodes[position]):
             shape_readers += (place[position],)
-    pinned = None
+    pinned, is_stored = None, name in scope.initializers
     if name in outputs:
         pinned = Reason("graph-output", name, f"{name} is an output of the graph")
+    elif is_stored:
+        pinned = Reason("no-linear-operator", name, f"{name} is a constant: no map goes into it")
     elif name in scope.captures:
         reader = scope.captures[name][0]
         pinned = Reason("shared-output", reader, f"{name} is also read by {reader}")
     writer = place[producer] if producer is not None else None
-    shape = context.shape(name) if name not in scope.initializers else None
+    shape = context.shape(name) if not is_stored else None
     return Value(name, writer, tuple(readers), pinned, shape, shape_readers)
 
 

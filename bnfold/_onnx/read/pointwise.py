@@ -13,15 +13,14 @@ from onnx import NodeProto, TensorProto
 
 from bnfold._core.bounded import Clipped, HardSigmoid, Thresholded
 from bnfold._core.broadcast import broadcasts_to
-from bnfold._core.joins import Largest
 from bnfold._core.laws import Form
-from bnfold._core.operators.crossed import Activation, Crossed
+from bnfold._core.operators.crossed import Activation
 from bnfold._core.operators.record import UNKNOWN, Operator, Row
 from bnfold._core.pointwise import Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has
-from bnfold._onnx.read.crossed import aligned
+from bnfold._onnx.read.crossed import blended
 from bnfold._onnx.read.scopes import label
 
 # From opset 11 on bounds are inputs.
@@ -114,9 +113,8 @@ def _extreme(context: Context, node: NodeProto) -> Operator:
     of what it reads. Below opset 8 nothing broadcasts.
     """
     fixed = [k for k in range(len(node.input)) if context.constant(node, k) is not None]
-    if not fixed and len(node.input) > 1 and context.opset >= 8:
-        data = tuple(range(len(node.input)))
-        return Crossed(label=label(node), data=data, law=Largest(aligned(context, node)))
+    if not fixed and len(node.input) > 1:
+        return blended(context, node, ordered=True)
     if len(node.input) != 2 or len(fixed) != 1 or context.is_set_by_call(node.input[fixed[0]]):
         return UNKNOWN
     (place,) = fixed
