@@ -120,6 +120,7 @@ def _complain_of_usage(error: click.ClickException) -> None:
         error.show()
         return
     said = error.format_message().strip().rstrip(".")
+    said = said.replace("is not a valid integer range", "is not a whole number")
     if isinstance(error, click.NoSuchOption):
         near = " or ".join((error.possibilities or [])[:3])
         said = f"no such option {error.option_name}" + (f"; did you mean {near}?" if near else "")

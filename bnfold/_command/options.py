@@ -67,6 +67,7 @@ _COMPARISON = (
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
+        metavar="N",
         help="Seed of the random inputs.",
     ),
     click.option(

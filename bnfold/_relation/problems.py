@@ -64,7 +64,7 @@ def of_map(at: str, what: str, found: Related, base: int | None, sure: bool) -> 
     place = int(np.argmax(wrong))
     factor, added = float(scale.reshape(-1)[place]), float(shift.reshape(-1)[place])
     told = f"{what}: channel {place} is {factor:.9g} times what it was" + (
-        f" and {added:+.9g}" if added else ""
+        f", plus {added:.9g}" if added else ""
     )
     units = max(abs(factor - 1), abs(added)) * 2.0**23
     channels = [int(each) for each in np.flatnonzero(wrong)]

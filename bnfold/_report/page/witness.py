@@ -52,8 +52,8 @@ class Witness:
     """What was seen of a fold. The pipeline calls its methods in this order, each at most once.
 
     ``page`` is the file that is going to be written, ``output`` that of the folded model; of
-    ``after`` the operators ``altered`` have other weights than folding gave them. `planned` and
-    `written` raise `UsageError` where the page would replace weights of a model.
+    ``after`` the operators ``altered`` have other weights than folding gave them. All methods
+    raise `UsageError` where the page would replace weights of a model.
     """
 
     page: Path | None = None
@@ -147,6 +147,8 @@ class Witness:
     def finished(self, folded: Path, final: Path, follow_links: bool = True) -> None:
         """Look at the model that another step made of the folded one, in files that go away."""
         models = [load_model(p, lean=True, follow_links=follow_links) for p in (folded, final)]
+        if self.page is not None and self.output is not None:
+            refuse_own_data(self.page, models[1], self.output.parent)
         drawings = [Drawing.of(model) for model in models]
         step = paired(*drawings)
         changed = {*changed_operators(step, drawings, models, [folded.parent, final.parent])}
