@@ -90,6 +90,8 @@ class Table:
         cuts: by a base that is a part of another one, that other one, and the range of each axis.
         turns: by a base that is another one transposed, that other one, and the order of its axes.
         joins: by a base that is a Concat, what it is put together of.
+        nots: by a base that is a Not, of what.
+        clips: by a base that is a Clip or a Relu, of what, and its bounds.
         types: the element type of each base.
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
@@ -104,6 +106,8 @@ class Table:
     cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
     turns: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     joins: dict[int, Joined] = field(default_factory=dict)
+    nots: dict[int, Expression] = field(default_factory=dict)
+    clips: dict[int, tuple[Expression, float, float]] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)
