@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from bnfold._command import beliefs, help, options, pages, preprocessing, targets, terminal
-from bnfold._command.checking import check_each
 from bnfold._command.entry import Commands
 from bnfold._command.many import many
 from bnfold._command.options import PATH
@@ -170,6 +169,8 @@ def fold(
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         believed_ = beliefs.settings(**believed)
+        from bnfold._command.checking import check_each
+
         return check_each(models, form, verbose, believed_, depthwise, quiet, report)
     if output_dir is not None:
         from bnfold._command.registry import fold_all

@@ -25,11 +25,6 @@ from typing import Any
 from bnfold._errors import UsageError
 from bnfold._system import paths
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 _FILE = "pyproject.toml"
 _OF_TRUST = ("trust", "follow-links", "ops-library")
 """Options that a file cannot give: it may come with the model."""
@@ -77,6 +72,11 @@ def _is_file(path: Path) -> bool:
 
 
 def _table(path: Path) -> Mapping[str, Any] | None:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         document = tomllib.loads(paths.read(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # An integer of 5,000 digits raises ValueError.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold._command import terminal
-from bnfold._report import ci, markdown, text
+from bnfold._report import text
 from bnfold._report.findings import Finding, of_fold, of_verify
 
 if TYPE_CHECKING:
@@ -28,10 +28,14 @@ def tell_fold(
     status = outcome.verdict.status
     if form == "text":
         terminal.show(text.outcome_lines(outcome, verbose, power, quiet, words))
-    elif form == "json":
+        return
+    if form == "json":
         document = text.outcome_document(outcome)
         terminal.show_whole(text.json_text(document, ascii_only=True))
-    elif form == "markdown":
+        return
+    from bnfold._report import ci, markdown  # few runs need them, and these need XML
+
+    if form == "markdown":
         ports = markdown.ports_of(outcome.model)
         show_lines(list(markdown.of_outcome(outcome, status, ports)))
     else:
@@ -56,10 +60,14 @@ def tell_comparison(
     """Print the comparison of two models."""
     if form == "text":
         terminal.show(text.comparison_lines(result, verbose, power, quiet))
-    elif form == "json":
+        return
+    if form == "json":
         document = text.comparison_document(str(original), str(folded), result)
         terminal.show_whole(text.json_text(document, ascii_only=True))
-    elif form == "markdown":
+        return
+    from bnfold._report import ci, markdown  # few runs need them, and these need XML
+
+    if form == "markdown":
         ports = markdown.ports_of(original)
         show_lines(list(markdown.of_comparison(str(original), str(folded), result, ports)))
     else:
@@ -75,6 +83,8 @@ def tell_findings(
     form: str, model: str, status: str, findings: Sequence[Finding], seconds: float
 ) -> None:
     """Print findings for a CI server: a suite of JUnit, or one annotation of GitHub's if any."""
+    from bnfold._report import ci
+
     if form == "junit":
         terminal.show_whole(ci.junit([ci.Suite(model, findings, seconds)]))
     else:

@@ -35,7 +35,6 @@ from bnfold._judge.power import RestingFold, best_shown
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._judge.timing import not_timed, timed
-from bnfold._judge.unknown_operators import cut_apart
 from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable, size_on_disk
@@ -139,6 +138,8 @@ def _compared(
         try:
             return _judged(bench, terms, pair, rest, deployed)
         except NotLoadedError as error:
+            from bnfold._judge.unknown_operators import cut_apart
+
             ways, note = cut_apart(pair, terms, error)
             if not ways:
                 raise

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -24,11 +24,13 @@ from bnfold._judge.verdict import EndToEnd
 from bnfold._onnx.files.external import size_on_disk
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.read.scopes import label
-from bnfold._proof.checked_model import CheckedModel
 from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.endings import operator_form, stored_functions
 from bnfold._run.nodes import own_inputs, subgraphs
 from bnfold._run.source import Edit
+
+if TYPE_CHECKING:
+    from bnfold._proof.checked_model import CheckedModel
 
 UNITS = 8.0
 """So many units in the last place of float16 may lie between two right folds."""
@@ -133,6 +135,8 @@ class _Side:
     @classmethod
     def of(cls, model: onnx.ModelProto, folder: Path) -> tuple[_Side, onnx.ModelProto]:
         """A side, and its model."""
+        from bnfold._proof.checked_model import CheckedModel  # few verdicts need it
+
         return cls(model, CheckedModel.of(model, folder)), model
 
     def found(self, name: str) -> _Found:

@@ -19,15 +19,12 @@ from bnfold._judge.bench import (
     Terms,
     Trial,
 )
-from bnfold._judge.float64_model import Float64Model
-from bnfold._judge.rounded_pair import common_quantizers, cut_pair, moved_by_steps, round_elsewhere
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
 from bnfold._judge.untaken_branches import IfBranch, branches_with_weights
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
-from bnfold._run.endings import Endings
 from bnfold._run.input_sets import InputSet, Port, named, refuse_unfit
 from bnfold._run.nodes import always_empty, random_values, reached
 from bnfold._run.onnx_model import OnnxModel
@@ -182,6 +179,8 @@ class OnnxBench:
     ) -> tuple[Mapping[str, Sequence[str]], OnnxBench]:
         """See `Bench.ahead`."""
         sides = [replace(side, taps=()) for side in (self.pair.original, self.pair.folded)]
+        from bnfold._run.endings import Endings
+
         endings = Endings(*(side.proto() for side in sides))
         found = {output: endings.ahead(output) for output in outputs}
         places = {place for each in found.values() if each is not None for place in each}
@@ -206,6 +205,8 @@ class OnnxBench:
         """See `Bench.cut_at_quantizers`."""
         if not self._rounds:
             return None
+        from bnfold._judge.rounded_pair import common_quantizers, cut_pair
+
         common = common_quantizers(self.pair)
         found = cut_pair(self.pair, common, trials, self.load) if common else None
         self._uncut = bool(common) and found is None
@@ -213,12 +214,18 @@ class OnnxBench:
 
     def rounds_elsewhere(self) -> bool:
         """See `Bench.rounds_elsewhere`."""
-        return self._rounds and (self._uncut or round_elsewhere(self.pair))
+        if not self._rounds or self._uncut:
+            return self._rounds
+        from bnfold._judge.rounded_pair import round_elsewhere
+
+        return round_elsewhere(self.pair)
 
     def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
         """See `Bench.moved_by_steps`."""
         if not self._rounds:
             return {}
+        from bnfold._judge.rounded_pair import moved_by_steps
+
         return moved_by_steps(self.pair.original, trials, self.load, self._terms.settings.seed)
 
     def load(self, source: Source) -> OnnxRuntime | Reference:
@@ -233,6 +240,8 @@ class OnnxBench:
 
     def _exact(self, source: Source, inputs: InputSet) -> list[Any]:
         try:
+            from bnfold._judge.float64_model import Float64Model
+
             return Float64Model(source, self._terms.bounds).run(inputs.feeds)
         except EngineError:
             return []

@@ -89,9 +89,16 @@ def layout_of(parts: Sequence[Part]) -> Layout:
 
 def blocks(rows: int, width: int, wanted: Sequence[int] | None) -> Iterator[NDArray[np.int64]]:
     step = max(_BLOCK // max(width, 1), 1)
-    every = np.arange(rows) if wanted is None else np.unique(np.asarray(wanted, np.int64))
+    every = np.arange(rows) if wanted is None else _sorted(np.asarray(wanted, np.int64))
     for start in range(0, len(every), step):
         yield every[start : start + step]
+
+
+def _sorted(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers in ascending order, each once. Without its indices ``np.unique`` imports NumPy's
+    masked arrays, which takes longer than the proof of a small model.
+    """
+    return np.unique(numbers, return_index=True)[0]
 
 
 class Filled(NamedTuple):

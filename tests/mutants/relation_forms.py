@@ -132,7 +132,7 @@ MUTANTS = (
     ),
     Mutant(
         "float32 holds all integers of 32 bits",
-        "_relation/walk.py",
+        "_relation/following.py",
         "TensorProto.INT32: (TensorProto.DOUBLE,",
         "TensorProto.INT32: (TensorProto.FLOAT, TensorProto.DOUBLE,",
         TURNING,
@@ -205,13 +205,6 @@ MUTANTS = (
         "_relation/following.py",
         "if not (first[0] <= first[1] and low <= high):",
         "if False:",
-        FOLLOWING,
-    ),
-    Mutant(
-        "an If takes its other branch",
-        "_relation/walk.py",
-        '"then_branch" if stored',
-        '"then_branch" if not stored',
         FOLLOWING,
     ),
     Mutant(
