@@ -404,4 +404,11 @@ MUTANTS = (
         "continue",
         "tests/torch/test_untrusted_rules.py",
     ),
+    Mutant(
+        "records of a .pt2 file may be larger than it is",
+        "_torch/program/untrusted.py",
+        "if max(sizes) > path.stat().st_size:",
+        "if False:",
+        "tests/torch/test_untrusted.py::test_records_that_are_larger_than_their_file",
+    ),
 )
