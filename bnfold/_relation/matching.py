@@ -44,13 +44,15 @@ _FAITHFUL = frozenset(
 class Form:
     """One way to tell what an operator does: its key in the table, and what it reads.
 
-    ``is_moved`` tells that what it reads has other axes than the operator's data.
+    ``is_moved`` tells that what it reads has other axes than the operator's data. ``is_other``
+    tells that it is something else: it has to be the same in both files.
     """
 
     key: Hashable
     given: Sequence[Expression | None]
     core: Core
     is_moved: bool = False
+    is_other: bool = False
 
 
 @dataclass(eq=False)
@@ -87,6 +89,8 @@ class Matcher:
             for known in candidates:
                 relations = self.relations(known, form.given)
                 if relations is None or (form.is_moved and any(map(_varies, relations))):
+                    continue
+                if form.is_other and not all(one is None or one.is_identity for one in relations):
                     continue
                 kind, numbers = type_of(form.core.node), form.core.numbers
                 call = Call(self.side, scope, node, relations, kind, known.numbers, numbers)

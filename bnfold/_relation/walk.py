@@ -7,14 +7,14 @@ what it finds with other numbers, are problems.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
 from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import Scope, bodies, label, type_of
-from bnfold._relation import cores, linear, ranks, reading, roots
+from bnfold._relation import conditions, cores, extents, linear, ranks, reading, roots
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import (
     Expression,
@@ -54,10 +54,12 @@ class Walk(Joining):
     """One file on its way through the table.
 
     ``inside`` is the operator whose body is walked, and which of its bodies; None in the main
-    graph. ``watch`` is called at each operator; it may end the walk.
+    graph. ``certain`` has the nodes that run whenever the file does, by ``id``. ``watch`` is
+    called at each operator; it may end the walk.
     """
 
     inside: tuple[Known, str] | None = None
+    certain: set[int] = field(default_factory=set)
     watch: Callable[[], None] = lambda: None
 
     def graph(self, scope: Scope, results: Collection[str] | None = None) -> None:
@@ -75,8 +77,12 @@ class Walk(Joining):
         outputs = [name for name in node.output if name]
         if outputs and all(side.constant(scope, name) is not None for name in outputs):
             return
+        self.integers.sizes.is_certain = id(node) in self.certain
         ranks.note(side, scope, node)
-        if self.integers.follow(scope, node) or self.fillings.follow(scope, node):
+        extents.note(self.integers, scope, node)
+        if self.integers.follow(scope, node) or conditions.follow(self.integers, scope, node):
+            return
+        if self.fillings.follow(scope, node) or self._taken(scope, node):
             return
         if reading.passes(side, scope, node):
             found = self.value(scope, node.input[0])
@@ -204,6 +210,8 @@ class Walk(Joining):
         """An operator that is not affine, or the part of it that is not."""
         given: list[Expression | None] = [self.closed(scope, name) for name in node.input]
         kind, is_call = scope.kind(node), not scope.kind(node)
+        if not is_call:  # By now the sizes of all that it reads have names.
+            extents.note(self.integers, scope, node)
         if kind == "Shape" and self.integers.follow(scope, node):
             return  # The sizes of a sum are those of the base that it is by now.
         if not is_call and given and given[0] is not None and self.moved(scope, node, given[0]):
@@ -239,7 +247,14 @@ class Walk(Joining):
         data = values[0] if values else None
         if place is not None and data is not None:
             forms.append(Form((place, *types, self.word(scope, names[0], data)), [data], core))
+        pairs = list(zip(words, values, strict=True))
+        chain = None if is_call else self.chained(scope, node, pairs)
+        if chain is not None:
+            key = ("chained", chain[0], *types, *(word for word, _ in chain[1]))
+            forms.append(Form(key, [value for _, value in chain[1]], core, is_other=True))
         made = self.found.operator(scope, node, forms, types)
+        if chain is not None:
+            roots.note_chain(self.found.table, made[0], *chain)
         if type_of(node) == "Cast" and data is not None:
             before, after = (
                 self.side.shapes.type(scope, name) for name in (node.input[0], node.output[0])
@@ -265,6 +280,21 @@ class Walk(Joining):
         """A map of one base in the place of what an operator computes inside."""
         is_map = value.map is not None or not value.terms
         return value if is_map else self.found.total(value, at, None, 0)
+
+    def _taken(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether an If is done with: where its condition is known, it is the branch it takes."""
+        asked = self.integers.of_names(scope, node.input[0]) if type_of(node) == "If" else None
+        if asked is None or len(asked.values) != 1:
+            return False
+        taken = "then_branch" if asked.values[0] else "else_branch"
+        graph = next((graph for name, graph in bodies(node) if name == taken), None)
+        if graph is None or len(graph.output) != len(node.output):
+            return False
+        body = self.side.body(graph)
+        self.graph(body)
+        for name, value in zip(node.output, graph.output, strict=True):
+            self.hand_on(body, value.name, scope, name)
+        return True
 
     def _fresh(self, scope: Scope, names: Iterable[str]) -> list[int]:
         """New bases for some tensors."""
@@ -323,9 +353,19 @@ class Walk(Joining):
                 if len(ones) != len(others):
                     why = "the bodies have other numbers of outputs"
                     self.found.problems.append(Problem("structure", label(node), why))
-        for name, base in zip(node.output, known.outputs, strict=True):
+        for place, (name, base) in enumerate(zip(node.output, known.outputs, strict=True)):
             if name:
-                self.give(scope, name, of_base(base))
+                either = _either(results, place) if type_of(node) == "If" else None
+                self.give(scope, name, of_base(base) if either is None else either)
+
+
+def _either(results: Sequence[Sequence[Expression]], place: int) -> Expression | None:
+    """What an If puts out, whichever branch it takes; None where the branches differ."""
+    found = [own[place] for own in results if len(own) > place]
+    if len(found) != 2 or not all(map(roots.is_plain, found)):
+        return None
+    one, other = found
+    return one if one.terms[0].base == other.terms[0].base else None
 
 
 def _is_bias(shape: tuple[int, ...], found: linear.Applied) -> bool:
