@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "the same values that two Transposes make of a weight are stored twice",
+        "_onnx/write/constants.py",
+        'origin = origin if source.nodes[position].op_type == "Constant" else None',
+        "pass",
+        "tests/test_sharing.py",
+    ),
+    Mutant(
         "operators of bodies are not counted in a folded model",
         "_onnx/fold.py",
         "        found += _operators(body)",
