@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "an Einsum in a body is overlooked",
+        "_onnx/read/einsum.py",
+        'node.op_type == "Einsum" or any(_has_einsum(body) for _, body in bodies(node))',
+        'node.op_type == "Einsum"',
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "a Softmax of constants means the same in every opset",
         "_onnx/read/evaluation.py",
         "if node.op_type in _FLATTENING and opset < 13:",
