@@ -26,6 +26,8 @@ from bnfold._run.nodes import RANDOM as DRAWING
 Array = NDArray[Any]
 Ranges = tuple[tuple[int, Hashable], ...]
 """By axis, in order, which of its numbers are taken."""
+Part = tuple[Hashable, Expression | None]
+"""What tells an input of an operator apart, and what it is; None for a constant."""
 
 RANDOM = frozenset((*DRAWING, "Dropout"))
 """Two of them put out other numbers, whatever they read."""
@@ -91,7 +93,11 @@ class Table:
             other one.
         cuts: by a base that is a part of another one, that other one, and the range of each axis.
         turns: by a base that is another one transposed, that other one, and the order of its axes.
+        chains: by a base that is a Concat, its axis and its parts, with those of a Concat among
+            them along the same axis: what tells each one apart, and what it is.
         joins: by a base that is a Concat, what it is put together of.
+        nots: by a base that is a Not, of what.
+        clips: by a base that is a Clip or a Relu, of what, and its bounds.
         types: the element type of each base.
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
@@ -105,7 +111,10 @@ class Table:
     roots: dict[int, int] = field(default_factory=dict)
     cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
     turns: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    chains: dict[int, tuple[int, tuple[Part, ...]]] = field(default_factory=dict)
     joins: dict[int, Joined] = field(default_factory=dict)
+    nots: dict[int, Expression] = field(default_factory=dict)
+    clips: dict[int, tuple[Expression, float, float]] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)

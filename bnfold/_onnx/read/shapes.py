@@ -97,12 +97,20 @@ class Shapes:
         return self.types[key]
 
 
-def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) -> Shapes:
+def infer(
+    model: ModelProto,
+    scopes: Iterable[Scope],
+    equal_dims: bool = False,
+    believe_bodies: bool = True,
+) -> Shapes:
     """The shapes of a model. If ONNX's inference gives up, fewer are known; nothing is raised.
 
     With ``equal_dims`` sizes of the model's inputs that have one name (``dim_param``) are equal, as
     ONNX says. Without it every size has a symbol of its own: runtimes do not check that, and some
     exporters write one word for all sizes that they do not know.
+
+    Without ``believe_bodies`` the shapes that inputs of bodies are declared to have count for
+    nothing: no runtime checks them.
     """
     known = Shapes()
     skeleton = ModelProto(ir_version=model.ir_version)
@@ -116,6 +124,8 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
         _copy_function(function, skeleton.functions.add(), own)
     if equal_dims and symbols is not None:
         _name_sizes(model.graph, skeleton.graph)
+    if not believe_bodies:
+        _doubt_bodies(skeleton.graph)
     stand_in(skeleton.graph, opset, {(f.domain, f.name) for f in model.functions})
     inferred = run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
@@ -140,6 +150,16 @@ def _name_sizes(source: GraphProto, target: GraphProto) -> None:
         for named, dim in zip(*dims, strict=True):
             if named.dim_param:
                 dim.dim_param = f"named {named.dim_param}"
+
+
+def _doubt_bodies(graph: GraphProto) -> None:
+    """Take from a copy what the inputs of bodies are declared to be but for their types."""
+    for node in graph.node:
+        for _, body in bodies(node):
+            _doubt_bodies(body)
+            for value in body.input:
+                if value.type.WhichOneof("value") == "tensor_type":
+                    value.type.tensor_type.ClearField("shape")
 
 
 def _copy_graph(
