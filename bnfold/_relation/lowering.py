@@ -83,7 +83,7 @@ class _File(NamedTuple):
         Calls of the model's own functions are none.
         """
         rules = set(kinds) - set(map(type_of, self.model.functions))
-        if not self.kinds().keys() & rules:
+        if not rules or not self.kinds().keys() & rules:
             return self
         copy = self.model
         if not self.is_copy:

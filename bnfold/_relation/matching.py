@@ -15,6 +15,7 @@ from bnfold._onnx.read.scopes import Scope, bodies, label, type_of
 from bnfold._relation.call import Call
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import (
+    ZERO,
     Double,
     Expression,
     Incomparable,
@@ -190,8 +191,10 @@ class Matcher:
         slip = max((one.slip for _, one in real), default=0.0)
         unit = max((value.unit for value, _ in real), default=0.0)
         origins = frozenset[int]().union(*(value.origins for value, _ in real))
-        masses = [np.abs(shift) for _, shift in found]
-        if any(shift.any() for _, shift in found):  # It goes where the shift goes.
+        masses = [shift if shift is ZERO else np.abs(shift) for _, shift in found]
+        if any(
+            shift is not ZERO and shift.any() for _, shift in found
+        ):  # It goes where the shift goes.
             moved = [one and replace(one, shift=one.mass) for one in call.inputs]
             other = passed(replace(call, inputs=moved))
             if other is not None:

@@ -31,6 +31,7 @@ from bnfold._relation.places import (
 from bnfold._relation.problems import Problem
 from bnfold._relation.table import Known, key_of
 
+_ASKING = ("CastLike", "Shape")
 _SUMS = ("Add", "Sub", "Sum")
 _COMMUTATIVE = ("Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor")
 
@@ -60,8 +61,7 @@ class Walk(Following):
         if not scope.kind(node):
             self._other(scope, node)
             return
-        outputs = [name for name in node.output if name]
-        if outputs and all(side.constant(scope, name) is not None for name in outputs):
+        if self._is_constant(scope, node):
             return
         self.integers.sizes.is_certain = id(node) in self.certain
         ranks.note(side, scope, node)
@@ -101,6 +101,18 @@ class Walk(Following):
             self.give(scope, node.output[0], made)
             return
         self._other(scope, node)
+
+    def _is_constant(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether all that a node puts out is constant.
+
+        What reads a value that is none is none, but for shapes and what is computed of them.
+        """
+        outputs = [name for name in node.output if name]
+        numbers = self.side.shapes.numbers
+        asks = node.op_type in _ASKING or any((scope.path, name) in numbers for name in outputs)
+        if not asks and any(self.value(scope, name) is not None for name in node.input):
+            return False
+        return bool(outputs) and all(self.side.constant(scope, n) is not None for n in outputs)
 
     def _cast_back(self, scope: Scope, node: NodeProto) -> Expression | None:
         """What a Cast puts out that goes back to the type which its data had before another Cast.
