@@ -33,6 +33,9 @@ autodoc_default_options = {"show-inheritance": False}
 autodoc_preserve_defaults = True
 default_role = "any"
 
+linkcheck_ignore = [r"https://github\.com/OWNER/"]  # who has the repository is not known yet
+linkcheck_timeout, linkcheck_retries = 20, 3
+
 html_theme = "furo"
 html_title = f"bnfold {version}"
 html_static_path: list[str] = []

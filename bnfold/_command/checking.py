@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from bnfold._errors import UsageError
 from bnfold._registry.finding import models_below
 from bnfold._report.escapes import cell
 from bnfold._system import file_kinds, paths, time_limit
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bnfold._report.findings import Finding
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Checked:
     """What came out of one model: its outcome, or why it could not be read."""
 

@@ -8,12 +8,13 @@ writes a weight rounds the result once, to the stored dtype.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from bnfold._system.records import record
 
 Vector = NDArray[np.float64]
 LAST = -1
@@ -23,7 +24,7 @@ the first."""
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class AffineMap:
     """``y = scale · x + shift``, with one scale and one shift per position of ``axis``.
 

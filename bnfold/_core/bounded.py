@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._core.laws import Edit, Form, Law, Maps, Numbers, Way, not_carried
 from bnfold._core.reasons import Reason, Refusal
+from bnfold._system.records import record
 
 # Largest offset of a HardSigmoid, a shift that is large beside data of normed networks, and what a
 # few operations in float64 may lose.
@@ -27,7 +28,7 @@ _LOST = 8 * float(np.finfo(np.float64).eps)
 _OTHER = {"min": "max", "max": "min"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class HardSigmoid(Law):
     """HardSigmoid: ``f(x) = max(0, min(1, α·x + β))`` takes in one s and t everywhere, of any sign.
 
@@ -71,7 +72,7 @@ class HardSigmoid(Law):
         return True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Clipped(Law):
     """Clip, Relu6, Max and Min with a constant: ``A(clip(x, lo, hi)) = clip(A(x), A(lo), A(hi))``
     for s > 0, and ``clip(A(x), A(hi), A(lo))`` for s < 0 where lo ≤ hi.
@@ -208,7 +209,7 @@ class Clipped(Law):
         return Edit({name: _plain(moved(bound)) for name, bound in self._bounds.items()})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Thresholded(Law):
     """ThresholdedRelu, threshold: x where x > θ, else a value v. ``A(f(x; θ, v)) = f(A(x); A(θ),
     A(v))`` for one s > 0 everywhere: then x > θ where A(x) > A(θ).

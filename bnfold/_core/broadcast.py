@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,13 @@ from numpy.typing import NDArray
 
 from bnfold._core.affine import LAST, AffineMap
 from bnfold._core.reasons import Reason, Refusal
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Spread:
     """The values of a constant along its one varying ``axis``; None says that it is one number."""
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import Vector
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 
 _BLOCK = 1 << 17
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ChannelLayout:
     """Where output channels lie in a weight.
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import AffineMap
+from bnfold._system.records import record
 
 # The size of an axis: a number, a symbol that stands for the same number everywhere, or unknown.
 Size = int | str | None
 _LARGEST = 1 << 22
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class MultiAxisMap:
     """``y = scale·x + shift``; both have the tensor's rank, and size 1 where they do not vary."""
 
@@ -42,14 +42,14 @@ class MultiAxisMap:
 Map = AffineMap | MultiAxisMap
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Permuted:
     """Output axis k is input axis ``order[k]``."""
 
     order: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AxisGroup:
     """Neighbouring axes ``inside`` that become axes ``outside``, elements in the same order."""
 
@@ -57,7 +57,7 @@ class AxisGroup:
     outside: tuple[Size, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Regrouped:
     """A Reshape, as groups of axes that do not mix with each other."""
 

@@ -6,7 +6,7 @@ See `laws` for what a law is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map, MultiAxisMap, equal
 from bnfold._core.laws import Edit, Form, Law, Maps, Way, along_one_axis, not_carried, not_known
 from bnfold._core.reasons import Refusal
+from bnfold._system.records import record
 
 # The signs of two terms that one operator can have, and in which order it reads them.
 _ORDERS: Mapping[tuple[int, ...], tuple[int, ...]] = {
@@ -27,7 +28,7 @@ _ORDERS: Mapping[tuple[int, ...], tuple[int, ...]] = {
 _TAKERS = 64
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Concatenated(Law):
     """Concat along ``axis`` of inputs of ``sizes``: a map along it splits; a part without a map is
     ``A(1, 0)``. A map along another axis passes backward to all inputs, forward from all at once.
@@ -72,7 +73,7 @@ class Concatenated(Law):
         return np.cumsum(known) if len(known) == len(self.sizes) else None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Picked(Law):
     """Split, Slice, Gather, unbind along ``axis``: output j holds the elements ``places[j]`` of the
     input, which has ``size`` of them (None: not known).
@@ -148,7 +149,7 @@ class Picked(Law):
         return axis + (axis >= self.axis)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Parted(Law):
     """Split along ``axis`` into ``count`` parts of sizes that are not known: a map that does not
     vary along it passes forward, to all parts. Backward nothing passes.
@@ -169,7 +170,7 @@ class Parted(Law):
         return [Way(dict.fromkeys(range(self.count), map_))]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Aligned:
     """How tensors broadcast: the shapes of the inputs and of the output, aligned from the right.
 
@@ -219,7 +220,7 @@ class Aligned:
         )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Summed(Law):
     """Add and Sub of two branches: ``s·(a ± b) + t = (s·a + t) ± s·b``, so backward a scale goes
     into both and a shift into either. Forward a shift passes freely, a scale if both carry it.
@@ -337,7 +338,7 @@ class Summed(Law):
         return Way({0: _joined(_part(part, self.signs[n]) for n, part in parts.items())})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Blended(Law):
     """Mean of branches: ``A(mean(a, b)) = mean(A(a), A(b))``, so the whole map goes into each of
     them, and comes out where all carry the same. Max and Min keep an order, and ask for s ≥ 0.

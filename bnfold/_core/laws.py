@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import IndexMap, Map
 from bnfold._core.limits import Limits
 from bnfold._core.reasons import Reason, Refusal
+from bnfold._system.records import record
 
 Maps = Mapping[int, Map]
 Numbers = float | NDArray[np.float64]
@@ -46,7 +47,7 @@ def not_known(message: str) -> Refusal:
     return Refusal(Reason("unknown-shape", "", message))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Edit:
     """New numbers for an operator on the way, each named as the law's own field: a Clip's ``min``
     and ``max``, a Pad's ``value``. ``form`` is set where it becomes an operator of another type,
@@ -73,7 +74,7 @@ class Edit:
         )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Form:
     """What an operator may become: one of the type ``op`` of its framework, which obeys ``law``.
 
@@ -91,7 +92,7 @@ class Form:
     keeps: bool = False
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Way:
     """One way across: the maps on the other side, by input or output number, and an edit if any."""
 
@@ -99,7 +100,7 @@ class Way:
     edit: Edit | None = None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Law(ABC):
     """How maps cross one operator.
 
@@ -147,7 +148,7 @@ class Law(ABC):
         return False
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Mixed(Law):
     """Operators that put out, at each place, a fixed mixture of the elements along some axes.
 
@@ -197,7 +198,7 @@ class Mixed(Law):
         return AffineMap.of(map_.scale, map_.shift * factor, axis)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Padded(Law):
     """Pad with a constant: a scale passes where the constant is 0, a uniform map where the constant
     moves along. A map along an axis that is padded does not pass: its padding has no channel.
@@ -253,7 +254,7 @@ class Padded(Law):
         return None if value == self.value else Edit({"value": value})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rearranged(Law):
     """Transpose, Reshape, Flatten, Squeeze, Unsqueeze, DepthToSpace: every element keeps its value,
     and the index map, made of known sizes alone, says where it goes. Any map passes: Flatten of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -11,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import Vector
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Limits:
     """The limits of a floating-point dtype.
 

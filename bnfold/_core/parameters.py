@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from bnfold._core.quantized import Quantized, Rescaled
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.stored import Array, Parameter
 from bnfold._core.view import Role
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Entrance:
     """How a weight's entries belong to the input channels of a linear operator.
 
@@ -33,7 +34,7 @@ class Entrance:
     factor: float = 1.0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Site:
     """Where an operator keeps its weight and bias, and how channels lie in them.
 
@@ -288,7 +289,7 @@ class Site:
         )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Reading:
     """A node's role, the sites it absorbs at, and its output's shape where that follows.
 

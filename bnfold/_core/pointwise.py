@@ -6,7 +6,6 @@ See `laws` for what a law is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from bnfold._core.index_maps import Map
 from bnfold._core.laws import Edit, Law, Maps, Way, not_carried
 from bnfold._core.limits import Limits
 from bnfold._core.reasons import Reason, Refusal
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Homogeneous(Law):
     """Relu, LeakyRelu, PRelu, Abs: ``f(s·x) = s·f(x)`` element by element for every s > 0.
 
@@ -54,7 +54,7 @@ class Homogeneous(Law):
             raise not_carried("the shift does not pass")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Converted(Law):
     """Cast between two floating-point types, of which ``wide`` holds every number of ``narrow``;
     ``widens``: what it puts out is the wide one.
@@ -103,7 +103,7 @@ class Converted(Law):
         return [Way({0: maps[0]})]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Closed(Law):
     """Tanh, Sigmoid: no map passes."""
 
@@ -118,7 +118,7 @@ class Closed(Law):
         raise not_carried(f"no map passes its {self.kind}")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Quantizing(Law):
     """QuantizeLinear: ``round(x / q) + z`` takes in one s > 0 everywhere, as ``q / s``.
 

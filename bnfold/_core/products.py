@@ -6,16 +6,16 @@ See `laws` for what a law is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._core.joins import Aligned
 from bnfold._core.laws import Law, Maps, Way, along_one_axis, check_range, not_carried, not_known
 from bnfold._core.reasons import Refusal
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Gated(Law):
     """Mul of two branches, or Div: a scale passes through either factor, no shift.
 
@@ -51,7 +51,7 @@ class Gated(Law):
         return [_multiplied(scales)]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Multiplied(Law):
     """MatMul of two activations: a uniform scale passes through either one, a scale along the rows
     of the first or the columns of the second with them; no shift. In [B, M, K]·[K, N] axis 1 of the
@@ -99,7 +99,7 @@ class Multiplied(Law):
         return [_multiplied(scales)]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Contracted(Law):
     """Einsum, which is linear in each of its ``count`` inputs: a scale of one number for all passes
     through any one of them; no shift. ``narrow``: as for `Mixed`.

@@ -6,7 +6,6 @@ A weight is ``(q − z)·s`` with integers q, scales s and zero points z. Its op
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,10 @@ from bnfold._core.affine import Vector
 from bnfold._core.limits import Limits
 from bnfold._core.reasons import Refusal
 from bnfold._core.stored import Array, Parameter
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Grid:
     """Which numbers of a tensor share a scale and a zero point.
 
@@ -64,7 +64,7 @@ class Grid:
         return factor
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rounding:
     """Floats that a quantizer rounds to integers at every run: ``q = clip(round(x/s) + z)``.
 
@@ -83,7 +83,7 @@ class Rounding:
         return np.asarray(np.clip(steps + zero, self.lowest, self.highest))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rescaled:
     """What becomes of a quantized weight.
 
@@ -98,7 +98,7 @@ class Rescaled:
     numbers: Array | None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Sharing:
     """What several operators read: the name of the tensor, and the labels of those that read it,
     one for each read. ``copied`` is the type of the one operator that makes it of constants, "" if
@@ -110,7 +110,7 @@ class Sharing:
     copied: str = ""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Quantized:
     """A weight ``(q − z)·s`` that is stored as integers q.
 

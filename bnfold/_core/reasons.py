@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Reason:
     """One reason, found at one place.
 
@@ -57,7 +59,7 @@ class Refusal(Exception):
         return cls(Reason(code, at, message), numbers)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Code:
     """What a reason code means in general, and what to do about it."""
 

@@ -7,7 +7,7 @@ channel counts and small parameter vectors, never a large weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any
 
@@ -17,9 +17,10 @@ from bnfold._core.affine import AffineMap
 from bnfold._core.broadcast import Shape
 from bnfold._core.laws import Law, Spot
 from bnfold._core.reasons import Reason
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class InputSide:
     """How a linear operator takes in a map of its input number ``data``.
 
@@ -38,7 +39,7 @@ class InputSide:
     rank: int | None = None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Absorber:
     """An operator whose parameters can take in an affine map of its output.
 
@@ -73,7 +74,7 @@ class Absorber:
         return self.activation is None and self.beside is None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Receiver:
     """An operator whose parameters can take in a map of its input, and none of its output: an LSTM,
     whose gates are no linear functions.
@@ -82,7 +83,7 @@ class Receiver:
     ahead: InputSide
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Affine:
     """A per-channel affine operator on input number ``data``.
 
@@ -102,7 +103,7 @@ class Affine:
     renewable: bool = True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Carrier:
     """An operator that hands its input number ``data`` through unchanged (Identity, Dropout).
 
@@ -112,7 +113,7 @@ class Carrier:
     data: int = 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Crossing:
     """An operator that maps cross by a law.
 
@@ -132,14 +133,14 @@ class Crossing:
         return {position: number for number, position in enumerate(self.data)}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Barrier:
     """An affine operator that is not a fixed per-channel map, with the reason to report."""
 
     reason: Reason
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Opaque:
     """Any other operator: nothing passes."""
 
@@ -152,7 +153,7 @@ OPAQUE = Opaque()
 _ALONE = (0,)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Node:
     """One operator: its label for the user, its type, its role, and the values it reads and writes.
 
@@ -187,7 +188,7 @@ class Node:
         return found
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Value:
     """One tensor: who writes it and who reads it.
 
@@ -206,7 +207,7 @@ class Value:
     shape_readers: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class View:
     """One graph: nodes with every producer before its readers, and the values between them."""
 

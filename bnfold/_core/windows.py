@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Window:
     """Output ``o`` sums ``taps`` inputs: those at ``stride·o + start + dilation·i``, for i from 0.
 

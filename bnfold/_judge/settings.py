@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from bnfold._errors import UsageError
 from bnfold._judge.tolerance import Fixed, is_number
 from bnfold._run.drawing import USUAL, WantedInputs
 from bnfold._run.providers import CPU, Provider
+from bnfold._system.records import record
 
 MOST_THREADS = 1024
 """The largest number of threads. A larger one is a mistake, and onnxruntime would start them."""
@@ -23,7 +23,7 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Settings:
     """What a user may choose.
 

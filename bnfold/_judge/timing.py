@@ -10,10 +10,13 @@ time both show it.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnfold._system.records import record
 
 if TYPE_CHECKING:  # Who tells a timing needs no runtime.
     from bnfold._run.bounds import Bounds
@@ -29,7 +32,7 @@ _LEAST_DIFFERENCE = 0.005
 """Ratios that are nearer to 1 are no difference that anybody could use."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Ratio:
     """How many times as fast the folded model is: a median, and the interval that it lies in."""
 
@@ -38,7 +41,7 @@ class Ratio:
     high: float
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Timing:
     """How long both models take.
 
@@ -134,14 +137,18 @@ def of_samples(rounds: Sequence[Sequence[Sample]], threads: int, inputs: str = "
     """The timing that samples give, apart for each pair of sessions."""
     samples = [sample for each in rounds for sample in each]
     return Timing(
-        statistics.median(sample.before for sample in samples) * 1e3,
-        statistics.median(sample.after for sample in samples) * 1e3,
+        _median([sample.before for sample in samples]) * 1e3,
+        _median([sample.after for sample in samples]) * 1e3,
         _ratio([[s.before / max(s.after, 1e-12) for s in each] for each in rounds]),
         _ratio([[s.cpu_before / max(s.cpu_after, 1e-12) for s in each] for each in rounds]),
         len(samples),
         threads,
         inputs,
     )
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
 
 
 def _ratio(rounds: Sequence[Sequence[float]]) -> Ratio:
@@ -154,5 +161,5 @@ def _ratio(rounds: Sequence[Sequence[float]]) -> Ratio:
     middle, off = (len(ordered) - 1) / 2, 0.98 * math.sqrt(len(ordered))
     low = ordered[max(0, math.floor(middle - off))]
     high = ordered[min(len(ordered) - 1, math.ceil(middle + off))]
-    medians = [statistics.median(each) for each in rounds]
-    return Ratio(statistics.median(ordered), min(low, *medians), max(high, *medians))
+    medians = [_median(each) for each in rounds]
+    return Ratio(_median(ordered), min(low, *medians), max(high, *medians))

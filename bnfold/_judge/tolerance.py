@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ import numpy as np
 from bnfold._errors import UsageError
 from bnfold._judge.difference import distance, gaps, is_float, magnitude
 from bnfold._run.noise import Array
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from bnfold._judge.sensitivity import InputSensitivity, Sensitivity
@@ -52,7 +53,7 @@ class Measured(NamedTuple):
     ratio: float
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Fixed:
     """A tolerance that a user has chosen: ``|left − right| ≤ atol + rtol·|left|``, as numpy's
     ``allclose`` has it; ``left`` is the output of the original.
@@ -81,7 +82,7 @@ class Fixed:
         return cls(rtol or 0.0, atol or 0.0, source)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Tolerance:
     """How far outputs may be off.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from bnfold._core.affine import IDENTITY
 from bnfold._core.reasons import Reason
@@ -11,12 +10,13 @@ from bnfold._merge.graph import MergeGraph
 from bnfold._merge.kernels import Kernel, Obstacle, averaging, between, composed, mapped
 from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted
 from bnfold._merge.work import Work, cost
+from bnfold._system.records import record
 
 # To say why a branch cannot be merged, so many operators upstream are looked at.
 _LOOKED_AT = 16
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Chain:
     """Steps one after the other, each with its position, from ``source`` to ``tensor``."""
 

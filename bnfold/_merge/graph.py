@@ -16,18 +16,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from bnfold._core.broadcast import Shape
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Value, View
 from bnfold._merge.steps import NEITHER, LinearForm, LinearStep
+from bnfold._system.records import record
 
 # For so many operators the linear form is remembered: merging looks at near operators.
 _REMEMBERED = 512
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Operator:
     """One operator: its label for the user, its type, and the tensors that it reads and writes.
 
@@ -41,7 +42,7 @@ class Operator:
     writes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Written:
     """What a replacement has changed in a graph.
 
@@ -54,7 +55,7 @@ class Written:
     shapes: Mapping[str, Shape | None]
 
 
-@dataclass
+@record
 class _Tensor:
     """One tensor: its sizes, its writer and its readers.
 

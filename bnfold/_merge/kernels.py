@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 
 from bnfold._core.affine import AffineMap, Vector
 from bnfold._core.windows import Window, aligned
+from bnfold._system.records import record
 
 Double = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Obstacle:
     """Why kernels cannot become one; ``code`` is a reason's code."""
 
@@ -29,7 +29,7 @@ class Obstacle:
     message: str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Kernel:
     """``weight`` gives ``[outputs, inputs/groups, taps…]``, ``bias`` one number for each output."""
 

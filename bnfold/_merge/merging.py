@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from bnfold._core.reasons import Reason
@@ -20,11 +20,12 @@ from bnfold._merge.kernels import Kernel, Obstacle, added, apart
 from bnfold._merge.steps import Pool, Weighted
 from bnfold._merge.sums import Joined, Sum, Term
 from bnfold._merge.work import Work, cost
+from bnfold._system.records import record
 
 PARALLEL, SERIAL = MERGES
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Stays:
     """An operator that was not merged with others, and why."""
 
@@ -33,7 +34,7 @@ class Stays:
     reason: Reason
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Replacement:
     """One linear operator in the place of others.
 
@@ -71,7 +72,7 @@ class Writer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Summand:
     """A term of a sum, as a kernel of its chain's source, and the work that it takes."""
 
@@ -81,7 +82,7 @@ class _Summand:
     work: Work
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Bundle:
     """Branches that become one kernel, and the work of that kernel.
 
@@ -98,7 +99,7 @@ class _Bundle:
         return [own for branch in self.branches for own in branch.chain.weighted]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Refused:
     """A branch that is not merged with others, and why."""
 
@@ -106,7 +107,7 @@ class _Refused:
     reason: Reason
 
 
-@dataclass
+@record
 class _Shared:
     """All branches of a sum that read one source."""
 

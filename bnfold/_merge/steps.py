@@ -6,7 +6,6 @@ An operator that is almost such a step is `Blocked`, with the reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ from bnfold._core.operators.record import Operator, Passing, Unweighted
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.windows import Window
 from bnfold._merge.kernels import Kernel, convolving, multiplying
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Weighted:
     """A linear operator with weights: its kernel, and the type they are stored in.
 
@@ -34,7 +34,7 @@ class Weighted:
     data: int = 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Pool:
     """An average over fixed windows."""
 
@@ -42,7 +42,7 @@ class Pool:
     data: int = 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Mapped:
     """A per-channel affine operator."""
 
@@ -51,14 +51,14 @@ class Mapped:
     data: int = 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Passed:
     """An operator that hands its input through."""
 
     data: int = 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Blocked:
     """An operator that would be a step, and the reason why it is not.
 
@@ -73,7 +73,7 @@ class Blocked:
 LinearStep = Weighted | Pool | Mapped | Passed | Blocked
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class LinearForm:
     """An operator as a step of one tensor, as a sum of several, or as neither.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bnfold._merge.graph import MergeGraph
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Term:
     """One term of a sum: the tensor, 1 or −1, and which input of which operator reads it."""
 
@@ -18,7 +19,7 @@ class Term:
     number: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Sum:
     """``Σ ±term``. ``nodes`` are the positions of the operators that add, outer before inner."""
 
@@ -27,7 +28,7 @@ class Sum:
     terms: tuple[Term, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Joined:
     """An operator that adds, as it is after the change.
 

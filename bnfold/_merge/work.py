@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bnfold._merge.kernels import Kernel
 from bnfold._merge.steps import LinearStep, Mapped, Pool, Weighted
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Work:
     """What operators do for one output position.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from onnx import ModelProto
@@ -17,9 +17,10 @@ from bnfold._onnx.read.shapes import infer
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._onnx.write.rewriting import apply
 from bnfold._plan.equalizing import Equalized, equalize
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class EqualizedModel:
     """What was done to a model: ``rewritten`` as after a fold, ``lost`` as in `Equalized`."""
 

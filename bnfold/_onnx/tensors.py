@@ -6,7 +6,6 @@ import math
 import mmap
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -187,7 +186,7 @@ def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
     return entries["location"], numbers["offset"] or 0, numbers["length"]
 
 
-OWN = f"own {secrets.token_hex(8)}"
+OWN = f"own {os.urandom(8).hex()}"
 """The key of an external tensor whose data are part of its model's own file (`files/lean`). No file
 can have it: it is drawn anew in each process. Its value is the `mark` of the file."""
 
@@ -197,7 +196,7 @@ def is_own(tensor: TensorProto) -> bool:
     return any(entry.key == OWN for entry in tensor.external_data)
 
 
-MADE = f"made {secrets.token_hex(8)}"
+MADE = f"made {os.urandom(8).hex()}"
 """The key of an own tensor whose values have changed meanwhile: its value is the number of the
 function that makes the new ones. The tensor still refers to the old ones."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from bnfold._onnx.fold import FoldedWeights
 from bnfold._onnx.front.prepending import prepend
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._pipeline.outcome import Progress, RunStatus, Verdict
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from bnfold._run.input_sets import InputSet
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class FoldedFile:
     """A folded file that is not in place yet, and all that is needed to judge it.
 

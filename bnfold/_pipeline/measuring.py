@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._onnx.equalize import EqualizedModel, equalize_model
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from bnfold._run.input_sets import InputSet
@@ -20,7 +19,7 @@ _STRENGTHS = (1.0, 0.5)
 _GAIN = 0.05
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Measured:
     """How much to equalize a model: the strength that `equalize_model` takes, 0 for not at all and
     then why. ``errors`` are those of int8 without and with it, where they were measured.
@@ -62,6 +61,8 @@ def measured(
         strength: max(_ratio(a, b) for a, b in zip(errors, before, strict=True))
         for strength, errors in tried.items()
     }
+    from statistics import fmean  # It takes a while to import, and few runs need it.
+
     best = min(tried, key=lambda strength: (worst[strength] > 1, fmean(tried[strength])))
     told = fmean(before), fmean(tried[best])
     if worst[best] > 1 or told[1] > (1 - _GAIN) * told[0]:

@@ -15,7 +15,7 @@ from bnfold._onnx.files.external import (
     refuse_own_data,
     size_on_disk,
 )
-from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.load import load_model, understood, why_invalid
 from bnfold._onnx.files.save import pending_file
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import PlannedModel, prepare
@@ -175,12 +175,12 @@ def _fold_model(
         if observer is not None:
             observer.planned(planned)
         rewritten = planned.apply(later=True)
-        told = front.told(model, planned.plan)
+        plan, told = planned.applied_to(model), front.told(model, planned.plan)
     over_itself = output is not None and paths.is_same(output, path)
     if over_itself and not changed and not equalize and not simplify:
         verdict = Verdict("unchanged")
         size = size_before
-        return Outcome(path, planned.plan, verdict, size, size, None, hanging=stuck)
+        return Outcome(path, plan, verdict, size, size, None, hanging=stuck)
     with pending_file(
         model,
         rewritten,
@@ -189,7 +189,7 @@ def _fold_model(
         source=None if changed else original,
         original=path,
     ) as draft:
-        plan, applied = planned.plan, rewritten.applied
+        applied = rewritten.applied
         del model, planned, rewritten  # they hold all new weights
         if observer is not None:
             observer.written(draft.path)
@@ -206,6 +206,7 @@ def _fold_model(
                 front.owed,
             )
             verdict = trial.judge(applied)
+            _refuse_invalid(verdict, path, settings.follow_links)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
         written = output if verdict.status != "fail" else None
@@ -248,6 +249,18 @@ def _fold_model(
         simplification,
         front.tidied,
     )
+
+
+def _refuse_invalid(verdict: Verdict, path: Path, follow_links: bool) -> None:
+    """Raise `UsageError` where a fold is called wrong, nothing ran, and the model is not valid.
+
+    No fold of such a model is right or wrong: nobody knows what it computes.
+    """
+    ran = verdict.end_to_end is not None and verdict.end_to_end.checks
+    if verdict.status == "fail" and not ran:
+        problem = why_invalid(load_model(path, lean=True, follow_links=follow_links), path)
+        if problem is not None:
+            raise UsageError(f"{path} is not a valid ONNX model: {problem}")
 
 
 def _hanging(model: ModelProto, plan: Plan, folder: Path, settings: Settings) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bnfold._errors import UsageError
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from bnfold._torch.module.fold import Example
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _FLAGS = ("as_eval", "clone", "inplace", "keep", "merge")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ModuleOptions:
     """The options for a module: its example inputs, and how to fold it; see `bnfold.fold`.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold._core.preprocessing import Preprocessing
 from bnfold._core.result import Plan
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
@@ -19,7 +20,7 @@ RunStatus = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Verdict:
     """The certificates of all folds, and the comparison of the two models.
 
@@ -42,7 +43,7 @@ class Verdict:
         }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class InputChange:
     """What has become of one input.
 
@@ -103,7 +104,7 @@ class InputChange:
         return "; ".join(parts)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Equalization:
     """What came of equalizing the channels of a model.
 
@@ -139,7 +140,7 @@ class Equalization:
         }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Simplification:
     """What came of letting another tool simplify a folded model.
 
@@ -173,7 +174,7 @@ class Simplification:
         }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Outcome:
     """The result of one run.
 

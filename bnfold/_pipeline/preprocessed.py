@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,13 @@ from bnfold._onnx.front.prepending import Entered, enter
 from bnfold._onnx.front.tidying import tidy
 from bnfold._pipeline.module_options import ModuleOptions
 from bnfold._pipeline.outcome import InputChange
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Front:
     """What was done to a model before it is folded.
 

@@ -8,7 +8,6 @@ is computed from it is stored in float16. The law and its error are those of `po
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from bnfold._core.view import Affine, Carrier, Crossing, Node, View
 from bnfold._plan.places import Place, affine
 from bnfold._plan.row import Row
 from bnfold._plan.trips import Trip
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Unneeded:
     """A conversion to a wider type, and back, with nothing left in between that needs it.
 

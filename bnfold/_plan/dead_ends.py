@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
 from bnfold._core.index_maps import Map, MultiAxisMap, equal
 from bnfold._core.reasons import Reason
+from bnfold._system.records import record
 
 NAMED = 3
 """So many of the operators that a trip has crossed are named to the user."""
@@ -49,7 +50,7 @@ def kind_of(map_: Map) -> Kind:
     return axis, told if len(told) <= _WRITTEN_OUT else hashlib.sha256(told).digest()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Stop:
     """Why a trip failed. ``crossed`` is the number of operators that it has crossed before that,
     ``through`` has the types of the first few.
@@ -64,7 +65,7 @@ class Stop:
         return Stop(self.reason, (op, *self.through)[:NAMED], self.crossed + 1)
 
 
-@dataclass
+@record
 class Span:
     """The operators ``first`` to ``last``, in the order of the graph; none at first."""
 
@@ -116,7 +117,7 @@ class Changes:
         return False
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class DeadEnd:
     """How a trip ended that failed, when that was, and which operators it has seen from there.
 
@@ -131,7 +132,7 @@ class DeadEnd:
     room: int | None
 
 
-@dataclass
+@record
 class DeadEnds:
     """The ends of trips that failed, by place: of all maps of a kind, and of the last map whose
     numbers have decided.

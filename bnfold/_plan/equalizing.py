@@ -11,7 +11,7 @@ channels share a scale: `scale_classes`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from bnfold._core.view import View
 from bnfold._plan.planner import Moves, Sides
 from bnfold._plan.relation import Relation
 from bnfold._plan.scale_classes import FIXED, Classes, Ids, Layer, classified
+from bnfold._system.records import record
 
 _SWEEPS = 40
 _STILL = 1e-3
@@ -32,7 +33,7 @@ _MOST = 2.0**12
 Around = tuple[Layer, Ids | None, Ids | None]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Equalized:
     """New scales for the tensors of a graph.
 

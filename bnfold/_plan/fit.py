@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,7 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import Absorber, Affine, View
 from bnfold._plan.places import Standing, affine
 from bnfold._plan.planner import Move, Moves, Sides, plan
+from bnfold._system.records import record
 
 # So often the maps of an operator are refused one by one; then two, four, eight at a time.
 _ONE_BY_ONE = 8
@@ -144,7 +145,7 @@ def _without(view: View, readings: Readings, apart: Collection[str]) -> View:
     return replace(view, nodes=tuple(nodes))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Problem:
     """Why an operator cannot hold what it would: one of these ``maps``, the last one first, may not
     fold. ``guessed``: it may be another one of them that is too much.

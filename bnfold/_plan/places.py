@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import Absorber, Affine, Node, View
 from bnfold._plan.row import NOTHING, Row, State
 from bnfold._plan.trips import End
+from bnfold._system.records import record
 
 OPERATIONS = {"Mul": 1, "Add": 1, "Sub": 1, "BatchNormalization": 2}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Standing:
     """An operator that is left at a place, and its map.
 
@@ -33,7 +34,7 @@ class Standing:
     channels: int = 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Style:
     """How the operators left at a place are written. It depends on the operators that were there.
 
@@ -106,7 +107,7 @@ class Style:
 PLAIN = Style()
 
 
-@dataclass
+@record
 class Place:
     """Affine operators in a row.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from bnfold._core.affine import IDENTITY, AffineMap
@@ -18,11 +18,12 @@ from bnfold._plan.relation import Relation
 from bnfold._plan.relocation import Relocator
 from bnfold._plan.row import taking
 from bnfold._plan.trips import End, explained
+from bnfold._system.records import record
 
 MoveKind = Literal["absorb", "compose", "carry"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Move:
     """Affine nodes that go, and where their maps go.
 
@@ -58,7 +59,7 @@ class Move:
         return bool(self.stands) or self.law == "carry" or not self.absorbed.is_identity
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Sides:
     """The maps that an operator takes in behind itself and ahead of itself."""
 
@@ -66,7 +67,7 @@ class Sides:
     ahead: AffineMap = IDENTITY
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Moves:
     """What the planner decided for one graph: the moves, and a reason for each map that stays.
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map, MultiAxisMap
+from bnfold._system.records import record
 
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 Maps = tuple[Map, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Relation:
     """How the old and the new values of a tensor come from the same numbers u.
 

@@ -7,7 +7,6 @@ it pays: it lowers the number of operators or of operations, and raises neither.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from bnfold._core import absorbing
@@ -23,6 +22,7 @@ from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, splits, taking
 from bnfold._plan.trips import Terrain, Trip
+from bnfold._system.records import record
 
 # So many operators a trip crosses at first; and so many for each operator of the graph, and at
 # least, all trips together that go further.
@@ -34,7 +34,7 @@ _LEAST = 10_000
 _PARTS = 1 << 21
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Failed:
     """When no trip of a place paid, which operators they have seen, and whether one was cut off."""
 

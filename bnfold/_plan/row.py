@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Node
+from bnfold._system.records import record
 
 Row = tuple[AffineMap, ...]
 # Maps along alternating axes may not commute, so a row can grow. It is planned in runs of so many.
@@ -16,7 +16,7 @@ LONGEST = 8
 Take = Callable[[AffineMap, AffineMap], AffineMap | None]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class State:
     """Maps after planning: ``absorbed`` is in the operator ahead, ``row`` stands behind it."""
 

@@ -9,7 +9,7 @@ different, it takes any positive scales. Where no law holds, the scale is 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from bnfold._core.laws import Way
 from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node, View
+from bnfold._system.records import record
 
 Ids = NDArray[np.int64]
 FIXED = 0
@@ -31,7 +32,7 @@ _FIRST = 2
 _BITS = 8.0
 
 
-@dataclass
+@record
 class Layer:
     """A linear operator. ``outside`` and ``inside`` are the classes of its channels, with the axis;
     None where they are fixed. ``peaks`` are the magnitudes of its weight, the largest over what has
@@ -101,7 +102,7 @@ def _largest(magnitudes: NDArray[np.float64], layout: ChannelLayout) -> Vector:
     return np.asarray(magnitudes.max(axis=others, initial=0.0)).reshape(-1)
 
 
-@dataclass
+@record
 class Classes:
     """The classes of a graph: a forest in which each number points to one of the same class."""
 

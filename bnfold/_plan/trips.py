@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from bnfold._core.view import View
 from bnfold._plan.dead_ends import NAMED, DeadEnds, Span, Stop
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import State
+from bnfold._system.records import record
 
 WIDE = 256
 """With more inputs and outputs together an operator is wide."""
@@ -22,7 +23,7 @@ WIDE = 256
 _TOLD = ("no-gain", "not-carried", "unknown-shape", "zero-padding")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class End:
     """Where a map was taken in: on one ``side`` of a ``node``.
 
@@ -33,7 +34,7 @@ class End:
     side: str
 
 
-@dataclass
+@record
 class Trip:
     """All that would change if some maps were carried.
 
@@ -95,7 +96,7 @@ class Taker(Protocol):
         ...
 
 
-@dataclass
+@record
 class Terrain:
     """What trips go through: a view, who takes maps in, and the changes of earlier trips.
 

@@ -1,6 +1,6 @@
 """Sizes that are not known as polynomials of those that are named: ``2·h·w + 1``.
 
-A name is the size of an axis of a base, or a quotient that does not come out even. So two amounts
+A name is the size of an axis of a tensor, or a quotient that does not come out even. So two amounts
 are written alike in both files if the arithmetic of integers makes them equal. Amounts that are
 written otherwise may be equal all the same.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Product = tuple[Hashable, ...]
 
@@ -34,11 +35,6 @@ Size = int | Amount
 def named(name: Hashable) -> Amount:
     """The amount of a name."""
     return Amount((((name,), 1),))
-
-
-def size_of(base: int, axis: int) -> Amount:
-    """The size of an axis of a base."""
-    return named(("size", base, axis))
 
 
 def _terms(value: Size) -> dict[Product, int]:
@@ -118,3 +114,46 @@ def quotient(one: Size, other: Size) -> Size:
         sign = 1 if (one < 0) == (other < 0) else -1
         return sign * (abs(one) // abs(other))
     return named(("quotient", one, other))
+
+
+def are_equal(one: Size, other: Size) -> bool | None:
+    """Whether two amounts are the same; None where that is not known. No size is below zero."""
+    if one == other:
+        return True
+    if isinstance(one, int) and isinstance(other, int):
+        return False
+    size, number = (one, other) if isinstance(one, Amount) else (other, one)
+    below = isinstance(number, int) and number < 0
+    return False if below and isinstance(size, Amount) and size.is_size else None
+
+
+def name_of(value: Size) -> Hashable | None:
+    """The name that an amount is, or None."""
+    if isinstance(value, int) or len(value.terms) != 1:
+        return None
+    ((product, factor),) = value.terms
+    return product[0] if len(product) == 1 and factor == 1 else None
+
+
+def holds(value: Size, name: Hashable) -> bool:
+    """Whether a name is part of an amount, also within the name of a quotient."""
+    return any(_is_in(part, name) for product in _terms(value) for part in product)
+
+
+def _is_in(part: Any, name: Hashable) -> bool:
+    inner = [each for each in part[1:] if isinstance(each, Amount)] if part != name else ()
+    return part == name or any(holds(each, name) for each in inner)
+
+
+def replaced(value: Size, meant: Mapping[Hashable, Size]) -> Size:
+    """An amount in which names are what they mean, over and over; quotients stay as they are."""
+    for _ in range(len(meant)):
+        held = _terms(value)
+        if not any(name in meant for product in held for name in product):
+            break
+        made: Size = 0
+        for product, factor in held.items():
+            parts = (meant[name] if name in meant else named(name) for name in product)
+            made = plus(made, times(factor, product_of(parts)))
+        value = made
+    return value

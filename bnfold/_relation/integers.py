@@ -17,20 +17,20 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._onnx.read.sizes import factors
 from bnfold._relation.amounts import (
-    Amount,
     Size,
+    are_equal,
     fits,
     plus,
     product_of,
     quotient,
-    size_of,
     times,
 )
 from bnfold._relation.expressions import Expression
 from bnfold._relation.side import Side, attributes
+from bnfold._relation.sizes import Sizes
 
 _LONGEST = 64
-_KINDS = (TensorProto.INT32, TensorProto.INT64)
+KINDS = (TensorProto.INT32, TensorProto.INT64)
 _ENDLESS = (2**31 - 1, 2**63 - 1)
 _SLICE = ("starts", "ends", "axes", "steps")
 
@@ -44,17 +44,11 @@ class Numbers:
 
 
 @dataclass(eq=False)
-class Sizes:
-    """The sizes of bases, of both files."""
-
-    bases: dict[int, tuple[Size, ...]] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
 class Integers:
     """What a file computes from sizes alone, and the sizes of its tensors.
 
-    ``symbols`` has what the words of shape inference stand for.
+    ``symbols`` has what the words of shape inference stand for, ``outlines`` the sizes of tensors
+    that inference does not know.
     """
 
     side: Side
@@ -62,28 +56,40 @@ class Integers:
     found: dict[tuple[str, str], Numbers] = field(default_factory=dict)
     symbols: dict[str, Size] = field(default_factory=dict)
     bases: dict[tuple[str, str], int] = field(default_factory=dict)
+    outlines: dict[tuple[str, str], tuple[Size | None, ...]] = field(default_factory=dict)
 
     def note(self, scope: Scope, name: str, base: int) -> None:
         """Note that a tensor has the sizes of a base."""
         self.bases[scope.path, name] = base
-        rank, told = self.side.rank(scope, name), self.side.shapes.sizes(scope, name)
-        known = self.sizes.bases.get(base)
-        rank = rank if known is None else len(known)
+        told, known = self.side.shapes.sizes(scope, name), self.sizes.bases.get(base)
+        said = self.sizes.said(base, scope, name)
+        rank = self.side.rank(scope, name)
+        if rank is None or known is not None:
+            rank = next((len(each) for each in (known, said) if each is not None), None)
         if told is None and rank is not None:
             self.side.ranks[scope.path, name] = rank
         if rank is None or (told is not None and len(told) != rank):
             return
         own: list[Size] = []
+        outline = self._outlined(scope, name, rank)
+        if said is not None and len(said) == rank:
+            outline = tuple(map(_better, outline, said))
         for axis, size in enumerate(told or (None,) * rank):
-            named_ = size_of(base, axis)
-            own_ = self._told(size)
-            kept = known[axis] if known is not None else named_
-            if isinstance(own_, int) or (known is None and own_ is not None):
-                kept = own_
-            if isinstance(size, str) and own_ is None:
+            told_ = self._told(size)
+            own_ = _better(told_, outline[axis])
+            if known is None:
+                kept = self.own_size(scope, name, base, axis) if own_ is None else own_
+            else:
+                kept = own_ if isinstance(own_, int) else known[axis]
+                self.sizes.learn(known[axis], own_)
+            if isinstance(size, str) and told_ is None:
                 self.symbols.setdefault(size, kept)
             own.append(kept)
-        self.sizes.bases[base] = tuple(own)
+        self.sizes.tell(base, own)
+
+    def own_size(self, scope: Scope, name: str, base: int, axis: int) -> Size:
+        """A name for a size that nothing tells: in the first file it is the same each time."""
+        return self.sizes.named((scope.path, name) if self.sizes.learns else (base,), axis)
 
     def tell(self, value: Expression, told: Sequence[Size | None]) -> None:
         """Note the sizes of a tensor that is a map of a base, where all are known."""
@@ -105,15 +111,29 @@ class Integers:
     def of_tensor(self, scope: Scope, name: str) -> tuple[Size | None, ...] | None:
         """The sizes of a tensor; None for one that is not known."""
         owner = scope.owner(name)
-        base = None if owner is None else self.bases.get((owner.path, name))
+        if owner is None:
+            return None
+        numbers = self.found.get((owner.path, name))
+        if numbers is not None:
+            return () if numbers.is_scalar else (len(numbers.values),)
+        base = self.bases.get((owner.path, name))
         known = None if base is None else self.sizes.bases.get(base)
         told = self.side.shapes.sizes(scope, name)
         if told is None:
-            return known
-        own = tuple(self._told(size) for size in told)
+            return self.outlines.get((owner.path, name)) if known is None else known
+        own = tuple(map(_better, map(self._told, told), self._outlined(owner, name, len(told))))
         if known is None or len(known) != len(own):
             return own
         return tuple(a if isinstance(a, int) else b for a, b in zip(own, known, strict=True))
+
+    def is_known(self, scope: Scope, name: str) -> bool:
+        """Whether inference knows all sizes of a tensor: numbers, or words that stand for some."""
+        told = self.side.shapes.sizes(scope, name)
+        return told is not None and all(self._told(size) is not None for size in told)
+
+    def _outlined(self, scope: Scope, name: str, rank: int) -> tuple[Size | None, ...]:
+        found = self.outlines.get((scope.path, name), ())
+        return found if len(found) == rank else (None,) * rank
 
     def of_names(self, scope: Scope, name: str) -> Numbers | None:
         """The integers that a tensor holds; None where they are not known."""
@@ -124,7 +144,7 @@ class Integers:
         if key not in self.found:
             stored = self.side.constant(scope, name)
             small = stored is not None and len(stored.shape) < 2 and sum(stored.shape) <= _LONGEST
-            if stored is None or not small or stored.data_type not in _KINDS:
+            if stored is None or not small or stored.data_type not in (*KINDS, TensorProto.BOOL):
                 return None
             values = stored.load()
             numbers = tuple(int(value) for value in values.reshape(-1))
@@ -137,7 +157,7 @@ class Integers:
         if rule is None or not node.output[0] or any(node.output[1:]):
             return False
         kind = self.side.shapes.type(scope, node.output[0])
-        if kind not in _KINDS and type_of(node) != "Shape":
+        if kind not in KINDS and type_of(node) != "Shape":
             return False
         try:
             made = rule(self, scope, node)
@@ -150,11 +170,17 @@ class Integers:
         self.found[scope.path, node.output[0]] = made
         return True
 
-    def _read(self, scope: Scope, node: NodeProto) -> list[Numbers] | None:
-        """All that a node reads, if it is known."""
-        found = [self.of_names(scope, name) for name in node.input]
-        known = [each for each in found if each is not None]
-        return known if len(known) == len(found) else None
+
+def _better(one: Size | None, other: Size | None) -> Size | None:
+    """Of what is known of a size the number, where one is."""
+    return other if one is None or (isinstance(other, int) and not isinstance(one, int)) else one
+
+
+def read_all(held: Integers, scope: Scope, node: NodeProto) -> list[Numbers] | None:
+    """All that a node reads, if it is known."""
+    found = [held.of_names(scope, name) for name in node.input]
+    known = [each for each in found if each is not None]
+    return known if len(known) == len(found) else None
 
 
 def _shape(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
@@ -175,7 +201,7 @@ def _count(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
 
 
 def _same(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
-    if type_of(node) == "Cast" and held.side.shapes.type(scope, node.input[0]) not in _KINDS:
+    if type_of(node) == "Cast" and held.side.shapes.type(scope, node.input[0]) not in KINDS:
         return None
     return held.of_names(scope, node.input[0])
 
@@ -198,7 +224,7 @@ def _turned(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
 
 
 def _gather(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
-    read = held._read(scope, node)
+    read = read_all(held, scope, node)
     if read is None or read[0].is_scalar:
         return None
     places = [place for place in read[1].values if isinstance(place, int)]
@@ -243,24 +269,24 @@ def ranges(held: Integers, scope: Scope, node: NodeProto) -> list[tuple[Any, Any
 
 
 def _concat(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
-    read = held._read(scope, node)
+    read = read_all(held, scope, node)
     if read is None or any(each.is_scalar for each in read):
         return None
     return Numbers(tuple(value for each in read for value in each.values))
 
 
-def _pairs(read: Sequence[Numbers]) -> tuple[list[tuple[Size, ...]], bool] | None:
+def in_pairs(read: Sequence[Numbers]) -> tuple[list[tuple[Size, ...]], bool] | None:
     """The integers of several tensors side by side, as they are broadcast."""
     count = max(len(each.values) for each in read)
     if any(len(each.values) not in (1, count) for each in read):
         return None
-    wide = [each.values * (count // len(each.values)) for each in read]
+    wide = [each.values * (count // max(len(each.values), 1)) for each in read]
     return list(zip(*wide, strict=True)), all(each.is_scalar for each in read)
 
 
 def _arithmetic(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
-    read = held._read(scope, node)
-    pairs = _pairs(read) if read is not None and scope.opset >= 7 else None
+    read = read_all(held, scope, node)
+    pairs = in_pairs(read) if read is not None and scope.opset >= 7 else None
     rule = _ARITHMETIC[node.op_type]
     if pairs is None or (node.op_type == "Div" and any(b == 0 for _, b in pairs[0])):
         return None
@@ -308,35 +334,23 @@ def filling(node: NodeProto) -> Any:
 
 def _chosen(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
     """Where, if ``size == number`` tells which: a size is never below zero."""
-    asked, stored = scope.writer(node.input[0]), held.side.constant(scope, node.input[0])
+    asked, answers = scope.writer(node.input[0]), held.of_names(scope, node.input[0])
     read = [held.of_names(scope, name) for name in (*asked.input, *node.input[1:])]
-    if stored is not None and len(stored.shape) < 2:
-        answers = tuple(int(value) for value in stored.load().reshape(-1))
-        read = [Numbers(answers, not stored.shape), Numbers((1,), True), *read[-2:]]
+    if answers is not None:
+        read = [answers, Numbers((1,), True), *read[-2:]]
     elif type_of(asked) != "Equal":
         return None
     known = [each for each in read if each is not None]
-    rows = _pairs(known) if len(known) == 4 and len(read) == 4 else None
+    rows = in_pairs(known) if len(known) == 4 and len(read) == 4 else None
     if rows is None:
         return None
     made: list[Size] = []
     for a, b, one, other in rows[0]:
-        same = _is_equal(a, b)
+        same = are_equal(a, b)
         if same is None:
             return None
         made.append(one if same else other)
     return Numbers(tuple(made), rows[1])
-
-
-def _is_equal(one: Size, other: Size) -> bool | None:
-    """Whether two amounts are the same; None where that is not known."""
-    if one == other:
-        return True
-    if isinstance(one, int) and isinstance(other, int):
-        return False
-    size, number = (one, other) if isinstance(one, Amount) else (other, one)
-    below = isinstance(number, int) and number < 0
-    return False if below and isinstance(size, Amount) and size.is_size else None
 
 
 _RULES: dict[str, Callable[[Integers, Scope, NodeProto], Numbers | None]] = {

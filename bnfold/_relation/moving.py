@@ -5,7 +5,8 @@ A Reshape of a Reshape, and a Slice of a Slice, are one: what they read is looke
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import NodeProto
 
 from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._relation import roots
-from bnfold._relation.amounts import Size, size_of
+from bnfold._relation.amounts import Size
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import Expression, of_base
 from bnfold._relation.linear import Applied, apply
@@ -21,6 +22,7 @@ from bnfold._relation.matching import Form
 from bnfold._relation.outlines import widened
 from bnfold._relation.places import (
     REARRANGING,
+    WHOLE,
     Told,
     is_same,
     kept,
@@ -32,11 +34,17 @@ from bnfold._relation.places import (
     sizes_behind,
     turned,
 )
-from bnfold._relation.side import Weight
-from bnfold._relation.table import key_of
+from bnfold._relation.side import Weight, attributes
+from bnfold._relation.table import Part, key_of
 from bnfold._relation.tensors import Tensors
 
-_IN_PARTS = {"Gather": picked, "Reduce": kept, "Split": parts_of}
+_IN_PARTS = {
+    "ArgMax": kept,
+    "ArgMin": kept,
+    "Gather": picked,
+    "Reduce": kept,
+    "Split": parts_of,
+}
 """Operators that are others, one behind the other or side by side."""
 
 
@@ -147,11 +155,13 @@ class Moving(Tensors):
         """How a rearrangement is told by its own data, whatever these are a rearrangement of."""
         core, types = Core(node, node.input, [data]), [self.side.shapes.type(scope, node.output[0])]
         word = self.word(scope, node.input[0], data)
-        keys: list[Hashable] = [(key, *types, word) for key in keys_of(told)]
+        forms = [Form((key, *types, word), [data], core) for key in keys_of(told)]
         if len(node.input) > 1 or node.attribute:  # A part of another operator says no sizes.
-            words = [word, *(self.word(scope, name, None) for name in node.input[1:])]
-            keys.append(key_of(node, scope.opset, words, types))
-        return [Form(key, [data], core) for key in keys]
+            others = node.input[1:]
+            words = [word, *(self.word(scope, name, None) for name in others)]
+            key = key_of(node, scope.opset, words, types)
+            forms.append(Form(key, [data, *(None for _ in others)], core))
+        return forms
 
     def rows(self, scope: Scope, node: NodeProto, found: Applied, data: Expression) -> bool:
         """Whether a product is done with that reads rows of rearranged data.
@@ -170,7 +180,8 @@ class Moving(Tensors):
         before, output = sizes.get(root), node.output[0]
         if not before or own[-1] != before[-1]:
             root = self._flat(scope, node, found.data, root, own[-1])
-            before = (size_of(root, 0), own[-1])
+            flat = self.integers.own_size(scope, f"\0flat of {output}", root, 0)
+            before = (flat, own[-1])
             sizes.setdefault(root, before)
         rank = len(before)
         turned = replace(found, rank=rank, data_rank=rank)
@@ -267,12 +278,27 @@ class Moving(Tensors):
         self.give(scope, node.output[0], roots.transposed(data, own.base, order))
         return True
 
+    def chained(
+        self, scope: Scope, node: NodeProto, data: Sequence[Part]
+    ) -> tuple[int, tuple[Part, ...]] | None:
+        """The axis and the parts of a Concat, those of a Concat that it reads among them.
+
+        What is put together along one axis in several steps is put together at once. None for
+        another operator.
+        """
+        rank = self.side.rank(scope, node.output[0])
+        axis = attributes(node).get("axis") if type_of(node) == "Concat" else None
+        if rank is None or axis is None or not -rank <= axis < rank:
+            return None
+        each = (roots.parts_of(self.found.table, part, axis % rank) for part in data)
+        return axis % rank, tuple(itertools.chain.from_iterable(each))
+
     def _cut(self, scope: Scope, node: NodeProto, data: Expression) -> bool:
         """As `moved`, for a Slice: ranges of other axes may be taken in any order."""
         place, table = place_of(self.integers, scope, node), self.found.table
         if place is None:
             return False
-        if place == ("ranges", ()):
+        if place == WHOLE:
             self.give(scope, node.output[0], data)
             return True
         name, types = node.output[0], [self.side.shapes.type(scope, node.output[0])]

@@ -18,7 +18,15 @@ def broadcast(one: Sequence[Size | None], other: Sequence[Size | None]) -> tuple
     pairs = zip(
         (*(1,) * (rank - len(one)), *one), (*(1,) * (rank - len(other)), *other), strict=True
     )
-    return tuple(b if a == 1 else a if b in (1, a) else None for a, b in pairs)
+    return tuple(_wider(a, b) for a, b in pairs)
+
+
+def _wider(one: Size | None, other: Size | None) -> Size | None:
+    """The size of an axis that is broadcast: 1 goes with any other, and a number with itself."""
+    if one == 1 or other == 1:
+        return other if one == 1 else one
+    numbers = [size for size in (one, other) if isinstance(size, int)]
+    return numbers[0] if numbers else one if one == other else None
 
 
 def widened(held: Integers, scope: Scope, node: NodeProto) -> tuple[Size | None, ...] | None:
@@ -76,3 +84,26 @@ def rearranged(held: Integers, scope: Scope, node: NodeProto) -> tuple[Size | No
         rest = even_quotient(whole, others) if others != 0 else None
         after = tuple(rest if size is None else size for size in after)
     return after
+
+
+def parts(held: Integers, scope: Scope, node: NodeProto) -> list[int] | None:
+    """How many places of its axis each output of a Split has; None where that is not known.
+
+    They are told, or else even parts; from opset 18 on the last one may be smaller.
+    """
+    given, count = attributes(node), len(node.output)
+    told: Sequence[Size] | None = given.get("split")
+    if len(node.input) > 1 and node.input[1]:
+        found = held.of_names(scope, node.input[1])
+        told = None if found is None else found.values
+        if told is None:
+            return None
+    sizes = held.of_tensor(scope, node.input[0])
+    size = None if sizes is None else sizes[given.get("axis", 0)]
+    if told is None and isinstance(size, int) and (size % count == 0 or "num_outputs" in given):
+        even = -(-size // count)
+        told = [*[even] * (count - 1), size - even * (count - 1)]
+    if told is None or len(told) != count:
+        return None
+    known = [each for each in told if isinstance(each, int) and each >= 0]
+    return known if len(known) == count else None

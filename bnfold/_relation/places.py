@@ -15,13 +15,15 @@ from onnx import NodeProto, helper
 from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._relation.amounts import Size
 from bnfold._relation.integers import Integers, ranges
-from bnfold._relation.outlines import rearranged
+from bnfold._relation.outlines import parts, rearranged
 from bnfold._relation.side import Side, attributes
 
 REARRANGING = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 LAST = 2**31 - 1
 """From here on an end means the end of the axis."""
 Told = tuple[Size | None, ...]
+WHOLE: Hashable = ("ranges", ())
+"""The place of a Slice that takes all there is."""
 
 
 def place_of(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
@@ -29,7 +31,7 @@ def place_of(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
     kind = type_of(node)
     if kind == "Slice":
         return _ranges(held, scope, node)
-    if kind.startswith("Reduce"):
+    if kind.startswith(("ArgM", "Reduce")):
         return _reduced(held.side, scope, node)
     return None
 
@@ -37,14 +39,15 @@ def place_of(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
 def _reduced(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
     """The axes that a reduction takes away, in order."""
     rank, held = side.rank(scope, node.input[0]), attributes(node)
-    axes: Any = held.get("axes")
+    axes: Any = [held.get("axis", 0)] if node.op_type.startswith("Arg") else held.get("axes")
     if len(node.input) > 1 and node.input[1]:
         found = side.constant(scope, node.input[1])
         axes = None if found is None else found.load().reshape(-1)
     if rank is None or axes is None or not len(axes):
         return None
     told = tuple(sorted(int(axis) % rank for axis in axes))
-    return node.op_type, told, held.get("keepdims", 1) == 1
+    last = held.get("select_last_index", 0)
+    return node.op_type, told, held.get("keepdims", 1) == 1, last
 
 
 def sizes_behind(held: Integers, scope: Scope, node: NodeProto) -> Told | None:
@@ -124,17 +127,14 @@ def _ranges(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
 
 def parts_of(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | None:
     """The Slice that each output of a Split is; None where the sizes are not known."""
-    shapes = [held.side.shapes.shape(scope, name) if name else None for name in node.output]
-    rank = held.side.rank(scope, node.input[0])
-    if rank is None or any(shape is None for shape in shapes):
+    rank, sizes = held.side.rank(scope, node.input[0]), parts(held, scope, node)
+    if rank is None or sizes is None:
         return None
     axis, start = attributes(node).get("axis", 0) % rank, 0
     made = []
-    for name, shape in zip(node.output, shapes, strict=True):
-        size = None if shape is None else shape[axis]
-        if size is None:
-            return None
-        made.append(_slice_of(node, name, start, start + size, axis))
+    for name, size in zip(node.output, sizes, strict=True):
+        if name:
+            made.append(_slice_of(node, name, start, start + size, axis))
         start += size
     return made
 
@@ -152,25 +152,24 @@ def kept(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | Non
     place = _reduced(held.side, scope, node)
     if not isinstance(place, tuple) or attributes(node).get("keepdims", 1) != 0:
         return None
-    shapes, name = held.side.shapes, f"\0whole of {node.output[0]}"
-    left = list(shapes.sizes(scope, node.output[0]) or ())
-    rank = held.side.rank(scope, node.input[0]) or 0
-    if len(left) != rank - len(place[1]):
+    sizes, name = held.of_tensor(scope, node.input[0]), f"\0whole of {node.output[0]}"
+    if sizes is None:
         return None
-    sizes = tuple(1 if axis in place[1] else left.pop(0) for axis in range(rank))
-    _hide(held, scope, name, sizes, node.output[0])
+    told = tuple(1 if axis in place[1] else size for axis, size in enumerate(sizes))
+    _hide(held, scope, name, told, node.output[0])
     whole = NodeProto(op_type=node.op_type, name=label(node), input=node.input, output=[name])
     whole.attribute.extend(each for each in node.attribute if each.name != "keepdims")
     squeeze = NodeProto(op_type="Squeeze", name=label(node), input=[name], output=node.output)
     return [whole, squeeze] if sizes_behind(held, scope, squeeze) is not None else None
 
 
-def _hide(held: Integers, scope: Scope, name: str, sizes: tuple[Any, ...], like: str) -> None:
+def _hide(held: Integers, scope: Scope, name: str, sizes: Told, like: str) -> None:
     """A tensor that the file does not have, of the type of another one."""
     shapes = held.side.shapes
     scope.inputs.add(name)
-    shapes.symbols[scope.path, name] = sizes
-    shapes.shapes[scope.path, name] = tuple(s if isinstance(s, int) else None for s in sizes)
+    held.outlines[scope.path, name] = sizes
+    plain = tuple(size if isinstance(size, int) else None for size in sizes)
+    shapes.symbols[scope.path, name] = shapes.shapes[scope.path, name] = plain
     shapes.types[scope.path, name] = shapes.type(scope, like)
 
 
@@ -183,12 +182,10 @@ def picked(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | N
     end = start + 1 if start != -1 else LAST
     if not at.is_scalar:
         return [_slice_of(node, node.output[0], start, end, axis)]
-    shapes, name = held.side.shapes, f"\0one of {node.output[0]}"
-    behind = shapes.sizes(scope, node.output[0])
-    if behind is None or len(behind) != rank - 1:
+    sizes, name = held.of_tensor(scope, node.input[0]), f"\0one of {node.output[0]}"
+    if sizes is None:
         return None
-    sizes = (*behind[:axis], 1, *behind[axis:])
-    _hide(held, scope, name, sizes, node.output[0])
+    _hide(held, scope, name, (*sizes[:axis], 1, *sizes[axis + 1 :]), node.output[0])
     squeeze = NodeProto(op_type="Squeeze", name=label(node), input=[name], output=node.output)
     if sizes_behind(held, scope, squeeze) is None:
         return None

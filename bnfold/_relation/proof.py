@@ -20,12 +20,13 @@ from onnx import ModelProto, TensorShapeProto, ValueInfoProto
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import Expression, of_base
-from bnfold._relation.integers import Integers, Sizes
+from bnfold._relation.integers import Integers
 from bnfold._relation.liveness import is_read, needed, varies
 from bnfold._relation.lowering import lowered
 from bnfold._relation.matching import Matcher, draws
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem
 from bnfold._relation.side import Side
+from bnfold._relation.sizes import Sizes
 from bnfold._relation.table import Table, fingerprint
 from bnfold._relation.walk import Walk
 
@@ -33,6 +34,8 @@ _SURE = 4
 """Weights that are apart by so many times what rounding explains are no rounding."""
 _ATTEMPTS = 64
 """So many layers are looked behind whose outputs are scaled otherwise."""
+_WALKS = 3
+"""So many times a file is walked at most: each time more sizes may be known."""
 _SHARED = "it may share random numbers with another output in one of the files alone"
 
 
@@ -124,7 +127,6 @@ def prove(
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
 def prove_sides(one: Side, other: Side, watch: Callable[[], None] = lambda: None) -> Proof:
     """The same of two models that have been read. Raises as `prove` does."""
-    table = Table()
     sizes = Sizes()
     graphs = one.scopes[0], other.scopes[0]
     inputs = [
@@ -142,20 +144,48 @@ def prove_sides(one: Side, other: Side, watch: Callable[[], None] = lambda: None
     for a, b in pairs:
         if _default(one, graphs[0], a.name) != _default(other, graphs[1], b.name):
             return Proof("not proved", b.name, "this input has another default value")
-    bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a in inputs[0]}
-    start = Walk(one, Matcher(one, table, True), Integers(one, sizes), watch=watch)
-    for name, base in bases.items():
-        start.give(graphs[0], name, of_base(base))
-    start.graph(graphs[0])
-    wanted = [_Result(a.name, b.name, start.result(graphs[0], a.name)) for a, b in results]
-    given = {b.name: of_base(bases[a.name]) for a, b in pairs}
     is_open = one.explains_more or other.explains_more
-    task = _Task(other, table, sizes, given, watch, is_open)
-    whole = _of_results(task, wanted)
+    for _ in range(_WALKS):
+        table, bases, start = _first(one, graphs[0], inputs[0], sizes, watch)
+        wanted = [_Result(a.name, b.name, start.result(graphs[0], a.name)) for a, b in results]
+        given = {b.name: of_base(bases[a.name]) for a, b in pairs}
+        task = _Task(other, table, sizes, given, watch, is_open)
+        whole = _of_results(task, wanted)
+        if whole.status == "proved" or not sizes.is_new:
+            break
     if whole.status == "proved" or len(wanted) == 1:
         found = [OutputProof(r.first, whole.status, whole.at, whole.why) for r in wanted]
         return replace(whole, outputs=found)
     return _with_each(whole, task, wanted)
+
+
+def _first(
+    side: Side,
+    scope: Scope,
+    inputs: Sequence[ValueInfoProto],
+    sizes: Sizes,
+    watch: Callable[[], None],
+) -> tuple[Table, dict[str, int], Walk]:
+    """The table of the first file, the bases of its inputs, and the walk through it.
+
+    It is walked once more where it tells that sizes are equal which have names of their own.
+    """
+    ways = [needed(scope, [value.name]) for value in scope.graph.output]
+    certain = set.intersection(*({id(node) for node in way} for way in ways)) if ways else set()
+    for _ in range(_WALKS):
+        told, table = len(sizes.equal), Table()
+        side.values.clear()
+        sizes.begin()
+        bases = {value.name: table.fresh(side.shapes.type(scope, value.name)) for value in inputs}
+        walk = Walk(side, Matcher(side, table, True), Integers(side, sizes), watch=watch)
+        walk.certain = certain
+        for name, base in bases.items():
+            walk.give(scope, name, of_base(base))
+        walk.graph(scope)
+        if len(sizes.equal) == told:
+            break
+    sizes.learns = False
+    return table, bases, walk
 
 
 class _Result(NamedTuple):

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from bnfold._relation.expressions import Double, Expression, Term, lies_along
-from bnfold._relation.table import Ranges, Table
+from bnfold._relation.table import Part, Ranges, Table
 
 
 def root_of(table: Table, data: Expression) -> Expression:
@@ -111,6 +111,21 @@ def note_turn(table: Table, data: Expression, made: Expression, order: tuple[int
         if len(before) == len(order) and root != bases[1]:
             both = tuple(before[axis] for axis in order)
             table.turns.setdefault(bases[1], (root, both))
+
+
+def parts_of(table: Table, part: Part, axis: int) -> tuple[Part, ...]:
+    """The parts of which one part of a Concat is made along the same axis, or the part itself."""
+    _, value = part
+    term = value.map if value is not None and is_plain(value) else None
+    chain = None if term is None else table.chains.get(term.base)
+    return chain[1] if chain is not None and chain[0] == axis else (part,)
+
+
+def note_chain(table: Table, made: Expression, axis: int, parts: tuple[Part, ...]) -> None:
+    """Note of what a base is a Concat."""
+    term = made.map
+    if term is not None and is_plain(made):
+        table.chains.setdefault(term.base, (axis, parts))
 
 
 def whole_of(table: Table, data: Expression, place: Hashable) -> tuple[Expression, Hashable] | None:

@@ -68,7 +68,7 @@ class Side:
         scopes = read_scopes(model)
         for scope in scopes:
             _refuse_references(scope)
-        shapes = infer(model, scopes)
+        shapes = infer(model, scopes, believe_bodies=False)
         functions = tuple(sorted(f.SerializeToString(deterministic=True) for f in model.functions))
         versions = {each.domain: each.version for each in model.opset_import}
         return cls(

@@ -102,6 +102,18 @@ class Tensors:
         filling = self.fillings.of_name(scope, name)
         return None if filling is None or filling.sizes is None else filling
 
+    def hand_on(self, body: Scope, name: str, scope: Scope, output: str) -> None:
+        """Note that a tensor of a graph is what a body puts out, which has run."""
+        found = self.closed(body, name)
+        numbers = self.integers.of_names(body, name)
+        filling = self.fillings.of_name(body, name)
+        if found is None and numbers is not None:
+            self.integers.found[scope.path, output] = numbers
+        elif found is None and filling is not None and filling.sizes is not None:
+            self.fillings.found[scope.path, output] = filling
+        elif output:
+            self.give(scope, output, self.result(body, name) if found is None else found)
+
     def result(self, scope: Scope, name: str) -> Expression:
         """What a graph puts out. A constant is a shift."""
         found = self.closed(scope, name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from bnfold._core.result import affine_counts, counted, fold_lines
 from bnfold._judge.proof_text import in_units, proof_lines, status_of
 from bnfold._judge.verdict import figures, located
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from bnfold._relation.proof import Proof
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Finding:
     """One question, its answer, and the text about it."""
 

@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -27,6 +27,7 @@ from bnfold._run.hints import Hints, pixel_range
 from bnfold._run.input_sets import InputSet, named, port_of_proto, refuse_unfit
 from bnfold._run.nodes import own_inputs
 from bnfold._run.noise import Array
+from bnfold._system.records import record
 
 Role = Literal["batch", "channel", "side", "length"]
 Key: TypeAlias = tuple[str, int]
@@ -68,7 +69,7 @@ class UndrawableError(Exception):
     """No inputs can be drawn for this model; the text says why."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class WantedInputs:
     """The kinds of inputs to draw, and the sizes of free dimensions by name.
 
@@ -260,7 +261,7 @@ def refuse_inapplicable(
         refuse_unfit(named(each, ports), ports)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Spec:
     """One graph input. Its free dimensions have no sizes yet."""
 

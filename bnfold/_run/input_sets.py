@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,13 @@ import onnx
 from bnfold._errors import UsageError
 from bnfold._run.noise import Array
 from bnfold._system import paths
+from bnfold._system.records import record
 
 ONLY = ""
 """Stands for the name of the only input of a model."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class InputSet:
     """One full set of inputs: a label for the report, and an array per input name."""
 
@@ -25,7 +25,7 @@ class InputSet:
     feeds: Mapping[str, Array]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Port:
     """An input or output: its name, its type as onnxruntime writes it, its shape."""
 

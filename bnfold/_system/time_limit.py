@@ -16,7 +16,8 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
+
+from bnfold._system.records import record
 
 _KIND, _END = b"t", b"\0"
 _MOST_S = 1e8
@@ -28,7 +29,7 @@ class TimeUp(BaseException):
     """The time of the process is up; the text says it. No handler for errors catches it."""
 
 
-@dataclass
+@record
 class _Limit:
     seconds: float
     deadline: float

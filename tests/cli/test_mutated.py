@@ -8,6 +8,7 @@ import pytest
 from onnx import ModelProto, helper
 
 import bnfold as library
+from bnfold._onnx.files.load import why_invalid
 
 from ..graphs import bn, const, conv, model, op, rand, subgraph
 from . import examples
@@ -94,6 +95,38 @@ def test_no_operator_with_an_odd_bias_takes_a_map_in(kind, tmp_path):
     plan = library.plan(made)
     assert not plan.folds
     assert any("does not allow" in kept.message for kept in plan.kept)
+
+
+def test_no_fold_of_an_invalid_model_is_wrong(tmp_path):
+    """Four maps of three channels, one of which is read. Nothing runs it."""
+    made = model(
+        bn("m", "x", "a", 4),
+        op("Gather", "a at", "b", axis=1),
+        conv("c", "b", "y", (3, 4, 1)),
+        x=(4, 3, 4, 4),
+        weights={"at": np.array(1)},
+    )
+    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, [4, 3, 4]))
+    onnx.save(made, tmp_path / "m.onnx")
+    run = bnfold(tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
+    refused(run, "m.onnx is not a valid ONNX model")
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_what_no_runtime_minds_is_valid(external, tmp_path):
+    """The checker of onnx asks for a graph's name, and for shapes of outputs."""
+    made = model(conv("a", "x", "a", (4, 3, 1, 1)), bn("b", "a", "y", 4))
+    made.graph.name = ""
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    assert why_invalid(made) is None
+    if external:
+        onnx.save(made, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+        made = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+        assert why_invalid(made, tmp_path / "m.onnx") is None
+        assert why_invalid(made) is None
+    made.graph.node[0].attribute.add(name="strange", type=onnx.AttributeProto.INT, i=1)
+    assert "strange" in why_invalid(made)
 
 
 def test_what_a_proof_trips_over_is_no_valid_model(tmp_path):

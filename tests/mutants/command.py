@@ -6,6 +6,20 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a record is equal to one of another class",
+        "_system/records.py",
+        "if other.__class__ is not self.__class__:",
+        "if not isinstance(other, self.__class__):",
+        "tests/test_records.py",
+    ),
+    Mutant(
+        "a record is told apart by a field that does not count",
+        "_system/records.py",
+        "for field in held if field.compare]",
+        "for field in held]",
+        "tests/test_records.py",
+    ),
+    Mutant(
         "a step of another tool goes on with a fold that failed",
         "passes/__init__.py",
         'if status == "fail":',

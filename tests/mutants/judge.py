@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "sessions that differ make a time no less certain",
         "_judge/timing.py",
-        "return Ratio(statistics.median(ordered), min(low, *medians), max(high, *medians))",
-        "return Ratio(statistics.median(ordered), low, high)",
+        "return Ratio(_median(ordered), min(low, *medians), max(high, *medians))",
+        "return Ratio(_median(ordered), low, high)",
         "tests/verify/test_timing.py",
     ),
     Mutant(
@@ -343,10 +343,31 @@ MUTANTS = (
         "tests/torch/test_judge.py",
     ),
     Mutant(
+        "weights are refuted in types of few digits",
+        "_pipeline/proved_in_pytorch.py",
+        "        proof = proof.unsure\n",
+        "        pass\n",
+        "tests/torch/test_proved_verdict.py",
+    ),
+    Mutant(
+        "what is not proved passes",
+        "_pipeline/proved_in_pytorch.py",
+        "if by_proof.is_proved(proof) and result.checks:",
+        "if result.checks:",
+        "tests/torch/test_proved_verdict.py tests/torch/test_judge.py",
+    ),
+    Mutant(
         "an error of the proof is a defect, whatever the model is",
         "_judge/by_proof.py",
         "            problem = why_invalid(model)",
         "            problem = None",
+        "tests/cli/test_mutated.py",
+    ),
+    Mutant(
+        "a fold of an invalid model is called wrong",
+        "_pipeline/models.py",
+        "            _refuse_invalid(verdict, path, settings.follow_links)",
+        "            pass",
         "tests/cli/test_mutated.py",
     ),
 )

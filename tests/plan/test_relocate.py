@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from bnfold._core.products import Gated
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide, Node, Value, View
 from bnfold._plan.planner import plan
+from bnfold._system.records import record
 
 SCALE = AffineMap.of([2.0, 3.0], 0.0, 1)
 BOTH = AffineMap.of([2.0, 3.0], [4.0, 5.0], 1)
@@ -334,7 +334,7 @@ def test_the_order_of_nodes_does_not_matter():
         assert result(shuffled(branches(), seed)) == wanted
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Thresholded(Law):
     """``x`` where ``x > least``, else 0: a law with a number of its own, and known to no module."""
 
@@ -400,7 +400,7 @@ def test_a_sign_that_vanishes_in_abs_is_not_stopped_by_what_stopped_another_map(
     assert result(made)[0] == ({"mul1": ["Mul"]} if even else {})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Sloped(Law):
     """``slope·x``: takes in any scale, and puts out what it did."""
 
@@ -416,7 +416,7 @@ class Sloped(Law):
         return Edit({"slope": self.slope * float(map_.scale[0])}, form)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Either(Sloped):
     """Passes a scale on; where that does not help, it becomes a `Sloped` that is multiplied."""
 

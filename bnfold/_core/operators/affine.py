@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from bnfold._core.parameters import Site
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, Affine
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Elementwise(Operator):
     """A per-channel affine map by one elementwise operator: ``x·c``, ``x + c``, ``−x``.
 
@@ -67,7 +67,7 @@ def with_constant(
     return map_
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Norm(Operator):
     """A norm by the statistics of what it reads, times γ, plus β, along axes of their own.
 
@@ -139,7 +139,7 @@ class Norm(Operator):
         return self.gamma.value
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class FixedNorm(Operator):
     """A norm by statistics that no input changes: ``A(γ/√(var + ε), β − μ·s)`` along axis 1.
 

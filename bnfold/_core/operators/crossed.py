@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ from bnfold._core.laws import Law, Mixed, Spot
 from bnfold._core.operators.record import UNKNOWN, Operator
 from bnfold._core.view import OPAQUE, Crossing, Opaque
 from bnfold._core.windows import Window
+from bnfold._system.records import record
 
 # The largest number of places along an axis that a law looks at one by one.
 MANY = 1 << 22
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Crossed(Operator):
     """An operator that maps cross by a law; ``numbers`` and ``dtype`` are as in `view.Crossing`."""
 
@@ -36,7 +37,7 @@ class Crossed(Operator):
         return UNKNOWN
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Activation(Operator):
     """An elementwise operator that is not linear: Relu, Clip, Sigmoid.
 
@@ -60,7 +61,7 @@ class Activation(Operator):
         return replace(self, law=None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Pooling(Operator):
     """The mean or the maximum over windows along the last axes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,9 +17,10 @@ from bnfold._core.parameters import Entrance, Site
 from bnfold._core.reasons import Reason, past_padding
 from bnfold._core.view import OPAQUE, Absorber, Crossing, InputSide, Opaque
 from bnfold._core.windows import Window, see_zeros
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Convolution(Operator):
     """A convolution, or a ``transposed`` one, of any rank, stride, dilation, padding and group.
 
@@ -150,7 +151,7 @@ def _is_odd(bias: Operand | None, offset: Operand) -> bool:
     return bias is not None and bias.value is not None and offset.value is None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Product(Operator):
     """A matrix product of data with a constant factor: Gemm, MatMul, Linear.
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from bnfold._core import channels
 from bnfold._core.affine import LAST
@@ -15,6 +14,7 @@ from bnfold._core.operators.record import Operand, Operator, unusual
 from bnfold._core.parameters import Entrance, Site
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, InputSide
+from bnfold._system.records import record
 
 
 def gemm(
@@ -150,7 +150,7 @@ def _columns(fixed: tuple[int, ...], right: bool, other: Shape) -> dict[int, int
     return axes
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Contraction(Operator):
     """A sum of products of data and a constant, ``Σ W·x`` by the names of their axes: Einsum.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bnfold._core.affine import LAST
 from bnfold._core.broadcast import Shape
 from bnfold._core.channels import along_axis
@@ -13,9 +11,10 @@ from bnfold._core.quantized import Quantized
 from bnfold._core.reasons import Reason
 from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, InputSide, Receiver
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Quantization(Operator):
     """Data rounded to integers at run time. No map passes that exactly, which ``rounded`` says."""
 
@@ -27,7 +26,7 @@ class Quantization(Operator):
         return Receiver(InputSide(self.data[0], {}, self.rounded, self.rounded))
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Dequantization(Operator):
     """``(q − z)·s`` of integers q that are rounded at run time.
 
@@ -79,7 +78,7 @@ class Dequantization(Operator):
         return {} if self.axis is None or value is None else {self.axis: value.shape[0]}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Rescaling(Operator):
     """``n·(x·s)``: the sums n of a product of integers, times the scales of both factors, of which
     s is that of a constant weight. Dynamic quantization writes it so.
@@ -124,7 +123,7 @@ class Rescaling(Operator):
         return {} if self.axis is None else {self.axis: self.weight.shape[self.own]}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class IntegerProduct(Operator):
     """``n·(x·s) + b``: the sums n of a product of integers, times the scales of both factors, plus
     a bias of floats, all by one operator.

@@ -8,7 +8,7 @@ shape of what it puts out. What merging asks follows in `_merge.steps`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Generic, ParamSpec
 
 from bnfold._core.affine import Vector
@@ -18,9 +18,10 @@ from bnfold._core.quantized import Quantized
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.stored import Parameter
 from bnfold._core.view import OPAQUE, Absorber, Barrier, Carrier, InputSide, Role
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Operand:
     """A parameter of an operator: the input that it is, and its constant.
 
@@ -59,7 +60,7 @@ def unusual(parameter: Parameter) -> Reason:
     return Reason("not-per-channel", parameter.name, what)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Operator:
     """What a node is. By itself: an operator of which nothing more is known, and nothing passes.
 
@@ -110,7 +111,7 @@ class Operator:
 UNKNOWN = Operator()
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Passing(Operator):
     """What it reads is what it puts out: Identity, Dropout in inference.
 
@@ -127,7 +128,7 @@ class Passing(Operator):
         return UNKNOWN
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Unfixed(Operator):
     """An affine operator that is no fixed per-channel map, and why."""
 
@@ -139,7 +140,7 @@ class Unfixed(Operator):
         return Barrier(self.reason)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Unweighted(Operator):
     """An operator that would take maps in, but for a weight that may not change, and why.
 
@@ -181,7 +182,7 @@ def unknown(reason: Reason) -> Operator:
 Given = ParamSpec("Given")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Row(Generic[Given]):
     """How a type of operator is translated: ``read`` makes its record, from what a framework gives;
     ``refused`` is what it is where something that its reading needs is refused.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 from bnfold._core.channels import ChannelLayout, along_axis
@@ -11,9 +10,10 @@ from bnfold._core.parameters import Entrance, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.stored import Parameter
 from bnfold._core.view import InputSide, Receiver
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Recurrent(Operator):
     """An LSTM, a GRU or a simple RNN, of one direction or both.
 

@@ -156,29 +156,38 @@ def why_invalid(model: ModelProto, path: Path | None = None) -> str | None:
     """The complaint of ONNX's checker about a model; None if it has none.
 
     ``path`` is its file. Where data are external, and there is no file in binary form to look at
-    instead, the model is looked at without these data.
+    instead, the model is looked at without these data. A graph without a name, and outputs of which
+    no shape is said, are nothing that any runtime minds.
     """
     safe = inference.is_safe(model)
     if safe is False:
         return "a size in it comes out negative"
     found: ModelProto | Path = model
-    whole = bool(safe)
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in all_tensors(model)):
-        if path is not None and path.is_file() and not text_forms.begins_as_text(path):
-            found = path
-        else:
-            found, whole = _without_data(model), False
+    outside = any(tensor.data_location == TensorProto.EXTERNAL for tensor in all_tensors(model))
+    types = [value.type for value in model.graph.output if value.type.HasField("tensor_type")]
+    if not (model.graph.name and all(kind.tensor_type.HasField("shape") for kind in types)):
+        found = _bare(model)
+    elif outside and path is not None and path.is_file() and not text_forms.begins_as_text(path):
+        found, outside = path, False
+    elif outside:
+        found = _bare(model)
     try:
-        onnx.checker.check_model(found, full_check=whole)
+        onnx.checker.check_model(found, full_check=bool(safe) and not outside)
     except Exception as error:  # Checker and shape inference share no class of errors.
         return first_line(error)
     return None
 
 
-def _without_data(model: ModelProto) -> ModelProto:
-    """A copy of a model in which external tensors hold no numbers."""
+def _bare(model: ModelProto) -> ModelProto:
+    """A copy of a model with a name, in which external tensors hold no numbers, without the outputs
+    of which no shape is said.
+    """
     bare = ModelProto()
     bare.CopyFrom(model)
+    bare.graph.name = bare.graph.name or "graph"
+    for value in list(bare.graph.output):
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            bare.graph.output.remove(value)
     for tensor in all_tensors(bare):
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.ClearField("external_data")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -24,12 +23,13 @@ from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.files.wire import prefix
 from bnfold._onnx.tensors import Array
 from bnfold._system import memory, paths, scratch
+from bnfold._system.records import record
 
 if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Rewritten
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PendingFile:
     """A model that is written to a temporary folder, not yet to its destination.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 from onnx import ModelProto, serialization
 
 from bnfold._errors import UsageError, first_line
 from bnfold._system import memory, paths
+from bnfold._system.records import record
 
 _MARK = b"\xef\xbb\xbf"
 """The byte order mark that some editors put ahead of UTF-8."""
@@ -23,7 +23,7 @@ _FIRST = re.compile(rb"[{<#_\sa-qs-z\xef]")
 """What a text begins with. A model in binary form begins with the tag of a field: none of these."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Form:
     """A form of text: its name for users, its name in onnx, how a model looks, and suffixes.
 

@@ -6,7 +6,6 @@ are one map ``y = s·x + t``, which is ``(x − m) / d`` with ``d = 1/s`` and ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from bnfold._onnx.read.attributes import integer, number
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.scopes import Scope, label, opset_of, read_scopes
 from bnfold._onnx.read.shapes import infer
+from bnfold._system.records import record
 
 Double = NDArray[np.float64]
 _LAYOUTS = {
@@ -39,7 +39,7 @@ _LAYOUTS = {
 _BROADCASTING = 7
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Exposed:
     """The normalization of an input that the model does no longer.
 
@@ -51,7 +51,7 @@ class Exposed:
     operators: tuple[str, ...]
 
 
-@dataclass
+@record
 class _Map:
     """``scale·x + shift``: numbers, or arrays along one axis of the input."""
 

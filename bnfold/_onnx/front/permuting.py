@@ -9,7 +9,7 @@ unless all of it goes: otherwise the order is an operator's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from bnfold._onnx.read.attributes import has, integer, integers, text
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.scopes import Names, Scope, label, read_scopes, reads
 from bnfold._onnx.read.shapes import infer
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 Order = tuple[int, ...]
 """For each channel of the input, as it comes, the channel of the network that it is."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Moved:
     """The order is in weights: of which operators, and what each constant was before."""
 
@@ -36,7 +37,7 @@ class Moved:
     weights: dict[str, tuple[str, Array]]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Stays:
     """The order cannot go into weights."""
 
@@ -47,7 +48,7 @@ class _No(Exception):
     """An operator that does not let the order pass."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Channels:
     """A tensor whose channels, along ``axis`` of ``rank``, come in an order."""
 
@@ -56,7 +57,7 @@ class _Channels:
     order: Order
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Edit:
     """Input ``number`` of a node has to come in an order along an axis."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
@@ -13,6 +12,7 @@ from bnfold._core.preprocessing import Preprocessing
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import Scope, opset_of, read_scopes
+from bnfold._system.records import record
 
 Wanted = Mapping[str, Preprocessing]
 """Preprocessing by the name of an input; "" is the only input of a model."""
@@ -24,7 +24,7 @@ _BROADCASTING = 7
 _SHORT = TensorProto.FLOAT16
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Port:
     """One input and its preprocessing.
 

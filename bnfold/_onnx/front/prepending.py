@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,14 @@ from bnfold._onnx.read.scopes import (
     type_of,
 )
 from bnfold._system import scratch
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 _WITH_INITIALIZERS = 4
 """The version of the IR from which on an initializer need not be an input."""
 
 
-@dataclass
+@record
 class Entered:
     """What was done for one input, beside the operators of `prepend`.
 

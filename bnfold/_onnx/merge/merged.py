@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -16,6 +15,7 @@ from bnfold._onnx import tensors
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context
 from bnfold._onnx.read.scopes import Names, label
+from bnfold._system.records import record
 
 _OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 # From this opset on a Gemm may lack its C.
@@ -23,7 +23,7 @@ _FREE_OF_C = 11
 _OF_GEMM = ("alpha", "beta")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Made:
     """New nodes by position, their constants in float64, and the linear operator's position."""
 

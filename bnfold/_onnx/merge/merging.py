@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from onnx import ModelProto, NodeProto
@@ -21,9 +20,10 @@ from bnfold._onnx.read.context import Context
 from bnfold._onnx.read.graph import Graph, read_graph, read_on, translate
 from bnfold._onnx.read.scopes import Names, Scope, label, read_scopes, typed
 from bnfold._onnx.read.shapes import infer
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Network:
     """A whole model as read.
 
@@ -65,7 +65,7 @@ def _read_merged(context: Context, names: Names) -> tuple[Graph, Merges]:
 _SINCE = 7
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Merges:
     """The merges of one graph, in order, and the operators that stay."""
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from onnx import NodeProto, TensorProto
 
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.scopes import Scope
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Patch:
     """What one merge, or dropping all maps that are found equal at once, does to a graph.
 

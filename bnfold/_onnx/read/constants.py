@@ -8,7 +8,7 @@ if all its inputs are constants.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from bnfold._onnx.read.growth import refuse_huge
 from bnfold._onnx.read.scopes import DEQUANTIZERS, Scope, label
 from bnfold._onnx.read.shapes import Shapes
 from bnfold._onnx.read.sizes import Numbers
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 
@@ -43,7 +44,7 @@ _CACHED_BYTES = 1 << 20
 _REMEMBERED = 1 << 28
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Constant:
     """A constant tensor. ``load`` reads its values; they are not read before.
 
@@ -107,6 +108,9 @@ class Constants:
         owner = scope.owner(name)
         if owner is None:
             return Reason("dynamic-weight", name, f"{name} is not defined in the model")
+        known = self._found.get((owner.path, name))
+        if known is not None:
+            return known
         waiting = [(owner, name)]
         expanded: set[tuple[str, str]] = set()
         while waiting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from onnx import NodeProto
 
@@ -18,9 +18,10 @@ from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.quantized import Dequantized, dequantized
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.read.shapes import Shapes
+from bnfold._system.records import record
 
 
-@dataclass
+@record
 class Context:
     """One graph, its constants and its shapes.
 

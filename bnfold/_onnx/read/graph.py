@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from onnx import NodeProto
 
@@ -25,6 +24,7 @@ from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
 from bnfold._onnx.read.order import sorted_positions
 from bnfold._onnx.read.scopes import Scope, label, reads, type_of, typed
+from bnfold._system.records import record
 
 ROWS: dict[str, OnnxRow] = {
     **affine.ROWS,
@@ -38,7 +38,7 @@ ROWS: dict[str, OnnxRow] = {
 """How each operator of ONNX is read, by its type as `type_of` gives it."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Graph:
     """One graph and its view.
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
 from bnfold._onnx.read.scopes import Names, bodies, copy_of, label, read_scopes
+from bnfold._system.records import record
 
 Call = tuple[str, ...]
 """Where a call stands: positions of nodes and names of attributes, from the main graph inwards.
@@ -32,7 +32,7 @@ _MOST_COPIED = 1 << 26
 _OWN = ("", "ai.onnx")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Origin:
     """The call and the function that a node comes from, and its label there."""
 
@@ -41,7 +41,7 @@ class Origin:
     label: str
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Inlined:
     """A model some of whose calls have become nodes.
 

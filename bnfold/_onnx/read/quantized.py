@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant, Constants, agree
 from bnfold._onnx.read.scopes import DEQUANTIZERS, QUANTIZERS, Scope, label
+from bnfold._system.records import record
 
 MADE_BYTES = 1 << 28
 """How large dequantized weights may be, all together, where they are needed as floats."""
@@ -40,7 +41,7 @@ _INTEGERS = {
 """The types that QuantizeLinear rounds to, with their smallest and largest numbers."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Quantizer:
     """The QuantizeLinear at ``position`` that rounds the floats of a weight, and its scale and zero
     point.
@@ -52,7 +53,7 @@ class Quantizer:
     zero: Constant | None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Dequantized:
     """A weight as its operator sees it, and what of it may change.
 

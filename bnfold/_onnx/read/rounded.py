@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import dropwhile
 
 import numpy as np
@@ -20,6 +19,7 @@ from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.quantized import grid_of, is_weight
 from bnfold._onnx.read.scopes import DEQUANTIZERS, QUANTIZERS, Scope, label, type_of
+from bnfold._system.records import record
 
 _CONV, _MATMUL = _SUMS = ("ConvInteger", "MatMulInteger")
 _EIGHT_BITS = (0, TensorProto.INT8, TensorProto.UINT8)
@@ -147,7 +147,7 @@ def _is_residual(context: Context, name: str, data: list[str]) -> bool:
     return batches and all(shape is not None and len(shape) > 1 for shape in shapes)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ScaleProduct:
     """Where dynamic quantization keeps the scale of a weight.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from onnx import (
     AttributeProto,
@@ -22,8 +22,10 @@ from onnx import (
     TensorProto,
 )
 
+from bnfold._system.records import record
 
-@dataclass(eq=False)
+
+@record(eq=False)
 class Scope:
     """One graph and its names.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from onnx import (
     AttributeProto,
@@ -31,6 +31,7 @@ from bnfold._onnx.read.scopes import Scope, bodies, opset_of, type_of
 from bnfold._onnx.read.sizes import Numbers, computed
 from bnfold._onnx.read.stand_ins import stand_in
 from bnfold._onnx.read.types import derive
+from bnfold._system.records import record
 
 _SMALL = 1024
 _FIRST_WITH_SYMBOLS = 11
@@ -45,7 +46,7 @@ _HEAVY = (AttributeProto.TENSOR, AttributeProto.GRAPH, AttributeProto.GRAPHS)
 Tensor = TypeProto.Tensor
 
 
-@dataclass
+@record
 class Shapes:
     """Element types and shapes by graph path and tensor name; a size is None where not known.
 
@@ -96,12 +97,20 @@ class Shapes:
         return self.types[key]
 
 
-def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) -> Shapes:
+def infer(
+    model: ModelProto,
+    scopes: Iterable[Scope],
+    equal_dims: bool = False,
+    believe_bodies: bool = True,
+) -> Shapes:
     """The shapes of a model. If ONNX's inference gives up, fewer are known; nothing is raised.
 
     With ``equal_dims`` sizes of the model's inputs that have one name (``dim_param``) are equal, as
     ONNX says. Without it every size has a symbol of its own: runtimes do not check that, and some
     exporters write one word for all sizes that they do not know.
+
+    Without ``believe_bodies`` the shapes that inputs of bodies are declared to have count for
+    nothing: no runtime checks them.
     """
     known = Shapes()
     skeleton = ModelProto(ir_version=model.ir_version)
@@ -115,6 +124,8 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
         _copy_function(function, skeleton.functions.add(), own)
     if equal_dims and symbols is not None:
         _name_sizes(model.graph, skeleton.graph)
+    if not believe_bodies:
+        _doubt_bodies(skeleton.graph)
     stand_in(skeleton.graph, opset, {(f.domain, f.name) for f in model.functions})
     inferred = run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
@@ -139,6 +150,16 @@ def _name_sizes(source: GraphProto, target: GraphProto) -> None:
         for named, dim in zip(*dims, strict=True):
             if named.dim_param:
                 dim.dim_param = f"named {named.dim_param}"
+
+
+def _doubt_bodies(graph: GraphProto) -> None:
+    """Take from a copy what the inputs of bodies are declared to be but for their types."""
+    for node in graph.node:
+        for _, body in bodies(node):
+            _doubt_bodies(body)
+            for value in body.input:
+                if value.type.WhichOneof("value") == "tensor_type":
+                    value.type.tensor_type.ClearField("shape")
 
 
 def _copy_graph(
@@ -252,9 +273,9 @@ def _collect(
         for value in (*inferred.input, *inferred.output, *inferred.value_info):
             _note(value, path, known)
         for tensor in inferred.initializer:
-            known.types[path, tensor.name] = tensor.data_type
-            known.shapes[path, tensor.name] = tuple(tensor.dims)
-            known.symbols[path, tensor.name] = tuple(tensor.dims)
+            key, sizes = (path, tensor.name), tuple(tensor.dims)
+            known.types[key], known.shapes[key] = tensor.data_type, sizes
+            known.symbols[key] = sizes
     for node, twin in zip(original.node, inferred.node, strict=True):
         for (_, body), (_, body_twin) in zip(bodies(node), bodies(twin), strict=False):
             _collect(body, body_twin, graphs, known)
@@ -263,19 +284,19 @@ def _collect(
 def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
     if value.type.WhichOneof("value") != "tensor_type":
         return
-    tensor = value.type.tensor_type
+    key, tensor = (path, value.name), value.type.tensor_type
     if tensor.elem_type:  # Where inference does not know it, operators may tell it.
-        known.types[path, value.name] = tensor.elem_type
+        known.types[key] = tensor.elem_type
     if tensor.HasField("shape"):
-        known.shapes[path, value.name] = tuple(
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
-            for dim in tensor.shape.dim
-        )
-        dims = enumerate(tensor.shape.dim)
-        none = tuple(k for k, dim in dims if dim.HasField("dim_value") and not dim.dim_value)
-        if none:  # What is declared has no such size here, so that it follows from operators.
-            known.empty[path, value.name] = none
-        known.symbols[path, value.name] = tuple(
-            dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
-            for dim in tensor.shape.dim
+        dims = list(tensor.shape.dim)
+        sizes = [dim.dim_value for dim in dims]
+        known.shapes[key] = tuple(size if size > 0 else None for size in sizes)
+        if not all(sizes):  # A size that is not said reads as 0, too.
+            told = enumerate(dims)
+            none = tuple(k for k, dim in told if dim.HasField("dim_value") and not dim.dim_value)
+            if none:  # What is declared has no such size here, so that it follows from operators.
+                known.empty[key] = none
+        known.symbols[key] = tuple(
+            size if size > 0 else dim.dim_param or None
+            for size, dim in zip(sizes, dims, strict=True)
         )

@@ -6,12 +6,12 @@ ONNX's inference follows such numbers too, but uses them for a Reshape only from
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from bnfold._core.index_maps import Size
+from bnfold._system.records import record
 
 _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 _LONGEST = 64
@@ -22,7 +22,7 @@ _LARGE = 1 << 31
 Tensor = TypeProto.Tensor
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Numbers:
     """A scalar or a vector of integers. An unknown integer is a symbol or None."""
 

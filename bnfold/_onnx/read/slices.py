@@ -9,11 +9,11 @@ pool larger than its input: then the next Slice may be gone through only after a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto
 
 from bnfold._onnx.read.scopes import bodies, type_of
+from bnfold._system.records import record
 
 # Operators of ONNX that make no negative size of sizes that are not: inference tells no shape where
 # a Reshape or a ConstantOfShape asks for one (onnx 1.23).
@@ -34,7 +34,7 @@ _ROUNDS = 4
 """So often the levels of Slices in functions may rise; what calls itself in turn never settles."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Slices:
     """The nodes of a model that are Slices: each in one of the ``levels``, or ``unknown``.
 
@@ -47,7 +47,7 @@ class Slices:
     unknown: Sequence[NodeProto]
 
 
-@dataclass
+@record
 class _Function:
     """A local function: its Slices, whether it may make negative sizes, and its Slices' level."""
 

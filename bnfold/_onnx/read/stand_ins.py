@@ -10,12 +10,12 @@ an operator that inference follows them through, such as an Identity, unless it 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.scopes import bodies, type_of
+from bnfold._system.records import record
 
 _WITH_EINSUM = 12
 _WITH_INTEGERS = 10
@@ -25,7 +25,7 @@ _POOL = "auto_pad ceil_mode count_include_pad kernel_shape pads strides"
 _CONV = "auto_pad dilations group kernel_shape pads strides"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _StandIn:
     """An operator of the type ``kind``, which reads the inputs ``places`` and has the attributes
     ``kept``. ``first``: not where channels come last.

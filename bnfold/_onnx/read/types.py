@@ -8,7 +8,6 @@ says which of its inputs and outputs are of one type.
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -21,6 +20,7 @@ from bnfold._onnx.read import attributes
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._onnx.read.stand_ins import CASTING
 from bnfold._onnx.tensors import FLOATS
+from bnfold._system.records import record
 
 Types = MutableMapping[tuple[str, str], int]
 _NUMBERS = {"value_float": TensorProto.FLOAT, "value_floats": TensorProto.FLOAT}
@@ -103,7 +103,7 @@ def _of_constant(node: NodeProto) -> int:
     return 0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Side:
     """The words for the types of an operator's inputs or outputs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,10 @@ from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.inlining import Call
 from bnfold._onnx.tensors import Array
 from bnfold._onnx.write.constants import Relocated
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Factor:
     """The map ``scale·x + shift`` along ``axis``.
 
@@ -26,7 +27,7 @@ class Factor:
     axis: int | None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Related:
     """How the old and the new values of a tensor come from the same numbers.
 
@@ -38,7 +39,7 @@ class Related:
     new: tuple[Factor, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Applied:
     """One step as it was carried out.
 
@@ -71,7 +72,7 @@ class Applied:
     calls: frozenset[Call] = frozenset()
 
 
-@dataclass
+@record
 class Rewritten:
     """Everything that was done to a model.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from onnx import NodeProto, helper
 
 from bnfold._core.affine import LAST
@@ -14,9 +12,10 @@ from bnfold._onnx.write.edits import Editor
 from bnfold._plan.fit import standing_batch_norm, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class StandingOperator:
     """An operator that is left.
 

@@ -1,0 +1,131 @@
+"""Bugs in what the proof knows of sizes, and in what follows from them: `_relation`."""
+
+from __future__ import annotations
+
+from .planting import Mutant
+
+_BRANCHES = "tests/relation/test_branches.py"
+_LEARNED = "tests/relation/test_learned.py"
+_EXTENTS = "tests/relation/test_extents.py"
+MUTANTS = (
+    Mutant(
+        "an If takes the other branch",
+        "_relation/walk.py",
+        'taken = "then_branch" if asked.values[0] else "else_branch"',
+        'taken = "else_branch" if asked.values[0] else "then_branch"',
+        _BRANCHES,
+    ),
+    Mutant(
+        "an If is its first branch",
+        "_relation/walk.py",
+        "return one if one.terms[0].base == other.terms[0].base else None",
+        "return one",
+        _BRANCHES,
+    ),
+    Mutant(
+        "what a body declares of its inputs is believed",
+        "_relation/side.py",
+        "believe_bodies=False",
+        "believe_bodies=True",
+        _BRANCHES,
+    ),
+    Mutant(
+        "a size is true",
+        "_relation/conditions.py",
+        "    if not all(isinstance(value, int) for value in data.values):\n"
+        "        return None  # A size may be 0.\n",
+        "",
+        _BRANCHES,
+    ),
+    Mutant(
+        "a size that is not known to be a number is another one",
+        "_relation/amounts.py",
+        "return False if below and isinstance(size, Amount) and size.is_size else None",
+        "return False",
+        _BRANCHES,
+    ),
+    Mutant(
+        "less is less or equal",
+        "_relation/conditions.py",
+        "one < other),",
+        "one <= other),",
+        _BRANCHES,
+    ),
+    Mutant(
+        "a product that need not run tells how long rows are",
+        "_relation/sizes.py",
+        "if not (self.learns and self.is_certain) or",
+        "if not self.learns or",
+        _LEARNED,
+    ),
+    Mutant(
+        "a tensor of another name has the same sizes",
+        "_relation/sizes.py",
+        'named(("size", *own, axis))',
+        'named(("size", axis))',
+        _LEARNED,
+    ),
+    Mutant(
+        "parts along another axis are put together at once",
+        "_relation/roots.py",
+        "return chain[1] if chain is not None and chain[0] == axis else (part,)",
+        "return chain[1] if chain is not None else (part,)",
+        _LEARNED,
+    ),
+    Mutant(
+        "parts of a scaled Concat lose the scale",
+        "_relation/roots.py",
+        "term = value.map if value is not None and is_plain(value) else None",
+        "term = value.map if value is not None else None",
+        _LEARNED,
+    ),
+    Mutant(
+        "a Slice of a known axis takes all there is",
+        "_relation/places.py",
+        'WHOLE: Hashable = ("ranges", ())',
+        'WHOLE: Hashable = ("ranges", ((1, ("as written", 2147483647, 0, 2)),))',
+        _LEARNED,
+    ),
+    Mutant(
+        "the last of uneven parts is as large as the others",
+        "_relation/outlines.py",
+        "told = [*[even] * (count - 1), size - even * (count - 1)]",
+        "told = [even] * count",
+        _EXTENTS,
+    ),
+    Mutant(
+        "a Pad of chosen axes pads them in order",
+        "_relation/extents.py",
+        "chosen = len(node.input) > 3 and node.input[3]",
+        "chosen = False",
+        _EXTENTS,
+    ),
+    Mutant(
+        "a kernel reaches one place too far",
+        "_relation/extents.py",
+        "spread[axis] * (width - 1)",
+        "spread[axis] * width",
+        _EXTENTS,
+    ),
+    Mutant(
+        "SAME pads nothing",
+        "_relation/extents.py",
+        'fixed = given.get("auto_pad", b"NOTSET") == b"NOTSET" and steps[axis] == 1',
+        "fixed = steps[axis] == 1",
+        _EXTENTS,
+    ),
+    Mutant(
+        "a recurrent operator has one direction",
+        "_relation/extents.py",
+        'ways = 2 if given.get("direction", b"forward") == b"bidirectional" else 1',
+        "ways = 1",
+        _EXTENTS,
+    ),
+    Mutant(
+        "a size that is not known is as large as the other",
+        "_relation/outlines.py",
+        "one if one == other else None",
+        "one",
+        _LEARNED,
+    ),
+)
