@@ -138,7 +138,7 @@ def by_aimet(source: Path, shape: tuple[int, ...], python: str) -> list[str]:
         made, target = Path(folder) / "aimet.onnx", Path(folder) / "int8.onnx"
         command = [python, "-c", AIMET, str(source), str(made)]
         subprocess.run(command, check=True, capture_output=True)
-        paths = []
+        paths = list[Path]()
         for path in (source, made):
             model = onnx.load(path)
             cut(model)

@@ -56,7 +56,15 @@ def row(name: str, source: Path, folder: Path, seconds: float) -> tuple[str, boo
     alone, folded, both = (folder / f"{form}.onnx" for form in ("alone", "folded", "both"))
     wrong = simplify(tool, source, alone, seconds)
     bnfold.fold(source, folded)
-    command = [*bnfold_command(), source, "-o", both, "--simplify", "--output-format", "json"]
+    command = [
+        *bnfold_command(),
+        str(source),
+        "-o",
+        str(both),
+        "--simplify",
+        "--output-format",
+        "json",
+    ]
     done = subprocess.run(command, capture_output=True, check=False)
     told = json.loads(done.stdout)["simplification"]
     cells = [
