@@ -294,8 +294,8 @@ def verify(
     write.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
     ``kwargs``, then exported and compared like that. Two ``ExportedProgram``, or one and a module,
-    are run by PyTorch; programs carry example inputs, and .pt2 files hold programs. All options but
-    ``seed`` are for models of ONNX.
+    are run by PyTorch; programs carry example inputs, and .pt2 files hold programs. Where a run
+    leaves the verdict open, the two are proved. All options but ``seed`` are for models of ONNX.
     ``verify(module, "model.onnx", (example,))`` says whether a file is what a module or program
     computes. PyTorch runs the module, onnxruntime the file, on the example inputs and on drawn ones
     of their sizes. The tensors of the example go into the file's inputs in their order, and outputs

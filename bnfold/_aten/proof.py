@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx.inliner
@@ -15,12 +16,17 @@ from bnfold._relation.proof import Proof, prove_sides
 from bnfold._relation.side import Side
 
 
-def prove_programs(first: ExportedProgram, second: ExportedProgram) -> Proof:
+def prove_programs(
+    first: ExportedProgram,
+    second: ExportedProgram,
+    watch: Callable[[], None] = lambda: None,
+) -> Proof:
     """Prove that two programs compute the same, up to the rounding of stored weights.
 
     Inputs and outputs correspond by position; how a caller gives and gets them (the nesting of
     lists and dicts, their keys) is the same. The second takes all sizes that the first takes.
-    Nothing is run, but for operators on constants.
+    Nothing is run, but for operators on constants. ``watch`` is called at every operator; it may
+    raise `Stopped`.
     """
     try:
         readers = [Reader(program) for program in functional([first, second])]
@@ -32,7 +38,7 @@ def prove_programs(first: ExportedProgram, second: ExportedProgram) -> Proof:
     why = _unlike(one, other)
     if why:
         return Proof("not proved", *why)
-    return prove_sides(one.writer.side(), other.writer.side())
+    return prove_sides(one.writer.side(), other.writer.side(), watch)
 
 
 def prove_with_file(

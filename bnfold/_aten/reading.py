@@ -35,6 +35,16 @@ _SILENT = ("_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_rang
 """Operators that only say what is known of sizes and types."""
 
 
+_NO_NUMBERS = frozenset(
+    (
+        *("copy", "empty_like", "fill", "full_like", "new_empty", "new_full", "new_ones"),
+        *("new_zeros", "ones_like", "rand_like", "randint_like", "randn_like", "zero"),
+        "zeros_like",
+    )
+)
+"""Operators that ask their first tensor for its sizes and its type, and take no number of it."""
+
+
 class Unread(Exception):
     """A program of which nothing is said. The message says why, ``at`` where."""
 
@@ -62,12 +72,9 @@ class Reader:
 
     def __post_init__(self) -> None:
         self._constants = Constants(self.program, frozenset(), {})
-        kinds = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
-        self._placeholders = [
-            (node, kinds[node.name])
-            for node in self.program.graph.nodes
-            if node.op == "placeholder"
-        ]
+        held = [node for node in self.program.graph.nodes if node.op == "placeholder"]
+        # By position: a copy of a program renames nodes that hide a Python name, such as "input".
+        self._placeholders = list(zip(held, self.program.graph_signature.input_specs, strict=True))
         given = [n.meta.get("val") for n, s in self._placeholders if s.kind is InputKind.USER_INPUT]
         self.sizes = Sizes(given, self.program.range_constraints)
 
@@ -177,7 +184,7 @@ class Reader:
 
     def _opaque(self, node: Node, values: list[Any]) -> list[str]:
         told = Told(self._said, self.program.graph_module)
-        text = f"{name_of(_target(node))}({told.of(node.args)}, {told.of(node.kwargs)})"
+        text = f"{name_of(_target(node))}({told.of(self._given(node))}, {told.of(node.kwargs)})"
         inputs = [self._value(each) or "" for each in told.tensors]
         if "" in inputs:
             raise Unread(self.writer.label, f"what {node.name} reads is not understood")
@@ -191,6 +198,19 @@ class Reader:
         if "_assert" in kind:
             self.writer.check(made[0])
         return made
+
+    def _given(self, node: Node) -> list[Any]:
+        """The arguments of an operator. A tensor of which it takes no number is its sizes, where
+        these are known; its type decides what is put out, which is told besides.
+        """
+        target, given = _target(node), list(node.args)
+        if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+            return given
+        if target._schema.name.partition("::")[2] in _NO_NUMBERS and isinstance(given[0], Node):
+            sizes = self.sizes.like(given[0].meta.get("val")).sizes
+            if None not in sizes:
+                given[0] = f"a tensor of {sizes}"
+        return given
 
     def _said(self, node: Node) -> str | None:
         """The text of a size; None for what has to be read."""

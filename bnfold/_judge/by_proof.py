@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ SECONDS = 120.0
 _FREE = 1 << 30
 """So many bytes a proof may take, and twice the models' besides."""
 _EVERY_S = 0.2
+_NONE: Mapping[str, ModelProto] = {}
 _SEEN_TO_DIFFER = (Cause.DIFFERS_AHEAD, Cause.DIFFERS_AT)
 
 
@@ -72,17 +73,35 @@ def proof_of(
     if not alike_in_ports(one, other) and renamed(one, other) is None:
         why = "the files have other inputs or outputs, or these in another order"
         return Proof("not proved", "", why)
+
+    def proved(watch: Callable[[], None]) -> Proof:
+        return prove(one, other, one_dir, other_dir, watch)
+
+    return within(proved, size, bounds, {"original": one, "folded model": other})
+
+
+def within(
+    prove: Callable[[Callable[[], None]], Proof],
+    size: int,
+    bounds: Bounds,
+    files: Mapping[str, ModelProto] = _NONE,
+) -> Proof:
+    """What ``prove`` finds of two models of so many bytes, if it does so within time and memory.
+
+    ``files`` are those of ONNX among them: one that is not valid is told to be the cause of an
+    error.
+    """
     now, end = time.monotonic(), bounds.deadline
     seconds = SECONDS if end is None else min(SECONDS, (end - now) / 2)
     watch = _Watch(now + seconds, memory.held() + _FREE + 2 * size)
     try:
-        return prove(one, other, one_dir, other_dir, watch)
+        return prove(watch)
     except (Stopped, UsageError) as error:
         return Proof("not proved", "", str(error))
     except MemoryError:
         return Proof("not proved", "", "out of memory")
     except Exception as error:
-        for side, model in (("original", one), ("folded model", other)):
+        for side, model in files.items():
             problem = why_invalid(model)
             if problem is not None:
                 return Proof("not proved", "", f"the {side} is not a valid ONNX model: {problem}")

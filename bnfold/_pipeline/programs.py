@@ -11,10 +11,11 @@ from torch.export import ExportedProgram
 from bnfold._judge.power import RestingFold
 from bnfold._pipeline.modules import compare_programs
 from bnfold._pipeline.outcome import Outcome, Progress, Verdict
+from bnfold._pipeline.proved_in_pytorch import settled_by_proof
 from bnfold._proof.torch_certificate import certify_program
 from bnfold._run.torch_model import one_thread
 from bnfold._system import paths, scratch, time_limit
-from bnfold._torch.program.fold import FoldedProgram, PlannedProgram, load
+from bnfold._torch.program.fold import FoldedProgram, PlannedProgram, load, refuse_no_archive
 
 
 def fold_program_file(
@@ -32,7 +33,7 @@ def fold_program_file(
     Raises `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
-    original = paths.read(path)
+    original = paths.read(path, refuse_no_archive)
     program = load(path, trust)
     planned = PlannedProgram(program, depthwise)
     changed = bool(planned.plan.folds)
@@ -67,7 +68,9 @@ def fold_program_file(
 def _judged(
     program: ExportedProgram, told: FoldedProgram, seed: int, progress: Progress
 ) -> Verdict:
-    """The verdict: certificates of all steps first, then a run of both programs."""
+    """The verdict: certificates of all steps first, then a run of both programs, and the proof of
+    the pair where these leave it open.
+    """
     progress("certifying every fold")
     with one_thread():
         certificates = certify_program(told.applied)
@@ -79,5 +82,8 @@ def _judged(
     certified = all(certificate.holds for certificate in certificates)
     progress("running both programs")
     result = compare_programs(program, told.program, seed, certified, resting)
+    if result.status == "inconclusive":
+        progress("proving")
+    result = settled_by_proof(result, program, told.program, None)
     wrong = any(certificate.fails for certificate in certificates)
     return Verdict("fail" if wrong else result.status, certificates, result)

@@ -15,6 +15,7 @@ from bnfold._judge.torch_bench import RUNTIME
 from bnfold._judge.verdict import EndToEnd
 from bnfold._pipeline.exported_files import compare_with_file
 from bnfold._pipeline.modules import compare_in_pytorch, compare_modules
+from bnfold._pipeline.proved_in_pytorch import settled_by_proof
 from bnfold._torch.module.fold import Example
 
 _Model = nn.Module | ExportedProgram
@@ -53,13 +54,19 @@ def compare_pair(
             raise UsageError("dims: the example inputs say the sizes; leave it out")
         return compare_with_file(original, folded, _given(example, original), settings)
     _refuse_others(settings, ("seed",))
+    found = _run(original, folded, example, settings.seed)
+    return settled_by_proof(found, original, folded, example)
+
+
+def _run(original: _Model, folded: _Model, example: Example | None, seed: int) -> EndToEnd:
+    """What a run of two models of PyTorch shows."""
     if isinstance(original, nn.Module) and isinstance(folded, nn.Module):
-        return compare_modules(original, folded, _given(example, original), settings.seed)
+        return compare_modules(original, folded, _given(example, original), seed)
     programs = isinstance(original, ExportedProgram) and isinstance(folded, ExportedProgram)
     if programs and example is None:
         note = "the program carries no example inputs to run it on"
-        return EndToEnd("inconclusive", (), (note,), settings.seed, RUNTIME, "CPU")
-    return compare_in_pytorch(original, folded, _given(example, original), settings.seed)
+        return EndToEnd("inconclusive", (), (note,), seed, RUNTIME, "CPU")
+    return compare_in_pytorch(original, folded, _given(example, original), seed)
 
 
 def _carried(model: _Model | Path) -> Example | None:

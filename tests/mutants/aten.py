@@ -162,4 +162,18 @@ MUTANTS = (
         "",
         _PROOF,
     ),
+    Mutant(
+        "an operator whose values count is told the sizes alone of what it reads",
+        "_aten/reading.py",
+        '"ones_like", "rand_like"',
+        '"ones_like", "special_bessel_j0", "rand_like"',
+        "tests/torch/test_proved_verdict.py",
+    ),
+    Mutant(
+        "sizes that an operator takes are not told",
+        "_aten/reading.py",
+        'given[0] = f"a tensor of {sizes}"',
+        'given[0] = "a tensor"',
+        "tests/torch/test_proved_verdict.py",
+    ),
 )

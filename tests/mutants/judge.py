@@ -343,6 +343,20 @@ MUTANTS = (
         "tests/torch/test_judge.py",
     ),
     Mutant(
+        "weights are refuted in types of few digits",
+        "_pipeline/proved_in_pytorch.py",
+        "        proof = proof.unsure\n",
+        "        pass\n",
+        "tests/torch/test_proved_verdict.py",
+    ),
+    Mutant(
+        "what is not proved passes",
+        "_pipeline/proved_in_pytorch.py",
+        "if by_proof.is_proved(proof) and result.checks:",
+        "if result.checks:",
+        "tests/torch/test_proved_verdict.py tests/torch/test_judge.py",
+    ),
+    Mutant(
         "an error of the proof is a defect, whatever the model is",
         "_judge/by_proof.py",
         "            problem = why_invalid(model)",

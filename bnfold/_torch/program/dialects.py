@@ -1,4 +1,4 @@
-"""Programs in the edge dialect of ExecuTorch, as ``to_edge`` makes them.
+"""Programs in the edge dialect of ExecuTorch, as ``to_edge`` makes them, and copies of programs.
 
 They call operators of ATen through objects of ExecuTorch's own (``EdgeOpOverload``), each of which
 holds the operator that it stands for. Here such a program becomes one of ATen, which folds and runs
@@ -25,17 +25,40 @@ _WINDOWS = {getattr(torch.ops.aten, f"conv{n}d").default: n for n in (1, 2, 3)}
 
 
 def in_aten(program: ExportedProgram) -> ExportedProgram:
-    """A program whose operators are ATen's; the program itself if it has none of the edge dialect.
+    """A program whose operators are ATen's, and whose nodes have the names by which its signature
+    knows them; the program itself if it is so already.
 
-    Names, tensors and the order of nodes stay.
+    Tensors and the order of nodes stay.
     """
-    if not any(map(_is_edge, _calls(program.graph_module))):
+    names = _misnamed(program)
+    if not names and not any(map(_is_edge, _calls(program.graph_module))):
         return program
     module = _copied(program)
-    for node in _calls(module):
-        if _is_edge(node):
-            node.target = node.target._op  # type: ignore[union-attr]
+    for node in module.graph.nodes:
+        node.name = names.get(node.name, node.name)
+        if node.op == "call_function" and _is_edge(node):
+            node.target = node.target._op
     return _program(module, program, None)
+
+
+def _misnamed(program: ExportedProgram) -> dict[str, str]:
+    """The names in the signature of nodes that have others.
+
+    ``copy.deepcopy`` renames a node that hides a Python name, such as "input", in the graph alone.
+    """
+    signature, graph = program.graph_signature, program.graph
+    held = [node for node in graph.nodes if node.op == "placeholder"]
+    (given,) = graph.output_node().args
+    pairs = [
+        *zip(held, signature.input_specs, strict=True),
+        *zip(given, signature.output_specs, strict=True),
+    ]
+    return {
+        node.name: name
+        for node, spec in pairs
+        if isinstance(node, Node) and isinstance(name := getattr(spec.arg, "name", None), str)
+        if name and name != node.name
+    }
 
 
 def in_dialect_of(original: ExportedProgram, program: ExportedProgram) -> ExportedProgram:
