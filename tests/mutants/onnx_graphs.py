@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "an Einsum in a body is overlooked",
+        "_onnx/read/einsum.py",
+        'node.op_type == "Einsum" or any(_has_einsum(body) for _, body in bodies(node))',
+        'node.op_type == "Einsum"',
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "the same values that two Transposes make of a weight are stored twice",
         "_onnx/write/constants.py",
         'origin = origin if source.nodes[position].op_type == "Constant" else None',
