@@ -35,7 +35,7 @@ function nextHit(by) {
   turn = (turn + by + hits.length) % hits.length;
   choose(hits[turn], true);
   found = new Set(hits.map(shown));
-  byId("hits").textContent = `${turn + 1} of ${hits.length}`;
+  byId("hits").textContent = `${grouped(turn + 1)} of ${grouped(hits.length)}`;
 }
 query.addEventListener("input", search);
 query.addEventListener("keydown", (event) => {
