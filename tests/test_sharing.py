@@ -414,3 +414,20 @@ def test_a_weight_under_several_names_is_stored_once(first):
     after = fold(m)
     assert counts(after)["Conv"] == 3 and "Mul" not in counts(after)
     assert [t.dims for t in after.graph.initializer] == [[4, 4, 1, 1]]
+
+
+@pytest.mark.parametrize("scales", ["equal", "other"])
+def test_a_weight_that_two_transposes_hand_on_is_stored_once_where_it_may(scales):
+    """Exporters transpose a shared weight at each use: what was one tensor stays one."""
+    first, weight = rand(4), rand(4, 4)
+    pieces = []
+    for n, scale in (("1", first), ("2", first if scales == "equal" else rand(4))):
+        pieces += [
+            op("Transpose", "w", f"t{n}", perm=[1, 0]), op("MatMul", f"x{n} t{n}", f"m{n}"),
+            const("Mul", f"m{n}", f"y{n}", scale),
+        ]  # fmt: skip
+    m = model(*pieces, x={"x1": (2, 4), "x2": (3, 4)}, y="y1 y2", weights={"w": weight})
+    after = folds(m, MatMul=2)
+    assert len(constants(after)) == (1 if scales == "equal" else 2)
+    for name, scale in zip(constants(after), (first,), strict=False):
+        np.testing.assert_array_equal(constants(after)[name], weight.T * scale)

@@ -22,7 +22,7 @@ from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.inlining import Call, Inlined, Key, called_functions, inline, key_of
 from bnfold._onnx.read.quantized import MADE_BYTES, Dequantized, dequantized
-from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.read.scopes import Scope, bodies, label
 from bnfold._onnx.tensors import all_tensors, data_marks
 from bnfold._onnx.write.applied import Applied, Rewritten
 from bnfold._onnx.write.rewriting import apply
@@ -80,6 +80,15 @@ class PlannedModel:
         step = Applied("", "inline", 0, (), (), into, into, calls=self.calls)
         rewritten.applied.insert(0, step)
         return rewritten
+
+    def applied_to(self, folded: ModelProto) -> Plan:
+        """The plan, with the operators that the folded model has: where weights were computed from
+        constants, the operators that did it went, too. Calls that are inlined are counted as ever.
+        """
+        if self.inlined is not None:
+            return self.plan
+        graphs: tuple[GraphProto | FunctionProto, ...] = (folded.graph, *folded.functions)
+        return replace(self.plan, after=dict(sum(map(_operators, graphs), Counter[str]())))
 
     def weights(self) -> FoldedWeights:
         """The weights of the main graph.
@@ -153,6 +162,14 @@ def _with_calls(
 def _counted(operators: Mapping[str, int]) -> dict[str, int]:
     """Operators without Constants: inlining makes copies of these, and no run executes them."""
     return {op: count for op, count in operators.items() if op != "Constant"}
+
+
+def _operators(graph: GraphProto | FunctionProto) -> Counter[str]:
+    """The operators of a graph and of the bodies in it, by type."""
+    found = Counter(node.op_type for node in graph.node)
+    for _, body in (each for node in graph.node for each in bodies(node)):
+        found += _operators(body)
+    return found
 
 
 def _paying(whole: PlannedModel, tried: PlannedModel, everything: Inlined) -> frozenset[Call]:

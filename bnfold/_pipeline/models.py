@@ -175,12 +175,12 @@ def _fold_model(
         if observer is not None:
             observer.planned(planned)
         rewritten = planned.apply(later=True)
-        told = front.told(model, planned.plan)
+        plan, told = planned.applied_to(model), front.told(model, planned.plan)
     over_itself = output is not None and paths.is_same(output, path)
     if over_itself and not changed and not equalize and not simplify:
         verdict = Verdict("unchanged")
         size = size_before
-        return Outcome(path, planned.plan, verdict, size, size, None, hanging=stuck)
+        return Outcome(path, plan, verdict, size, size, None, hanging=stuck)
     with pending_file(
         model,
         rewritten,
@@ -189,7 +189,7 @@ def _fold_model(
         source=None if changed else original,
         original=path,
     ) as draft:
-        plan, applied = planned.plan, rewritten.applied
+        applied = rewritten.applied
         del model, planned, rewritten  # they hold all new weights
         if observer is not None:
             observer.written(draft.path)

@@ -15,7 +15,7 @@ from bnfold._pipeline.proved_in_pytorch import settled_by_proof
 from bnfold._proof.torch_certificate import certify_program
 from bnfold._run.torch_model import one_thread
 from bnfold._system import paths, scratch, time_limit
-from bnfold._torch.program.fold import FoldedProgram, PlannedProgram, load
+from bnfold._torch.program.fold import FoldedProgram, PlannedProgram, load, refuse_no_archive
 
 
 def fold_program_file(
@@ -33,7 +33,7 @@ def fold_program_file(
     Raises `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
-    original = paths.read(path)
+    original = paths.read(path, refuse_no_archive)
     program = load(path, trust)
     planned = PlannedProgram(program, depthwise)
     changed = bool(planned.plan.folds)

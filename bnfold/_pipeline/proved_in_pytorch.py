@@ -32,13 +32,12 @@ def settled_by_proof(
     """The verdict on two models after a run, and after their proof where the run leaves it open.
 
     What is proved passes, unless numbers were seen to differ; what is refuted fails. In types of
-    few digits nothing is refuted: who folds in such a type rounds more than once.
+    few digits weights are not asked: what their rounding explains, an error of some % may be.
     """
-    if result.status != "inconclusive" or result.divergence is not None:
+    is_narrow = narrow_type(original, folded) is not None
+    if result.status != "inconclusive" or result.divergence is not None or is_narrow:
         return result
     proof = _proof_of(original, folded, example)
-    if narrow_type(original, folded) is not None:
-        proof = proof.unsure
     if by_proof.is_proved(proof) and result.checks:
         checks = tuple(by_proof.judged(result.checks, proof))
         return replace(result, status=overall(checks), checks=checks, proof=proof)

@@ -19,6 +19,7 @@ from bnfold._onnx.read.order import in_order
 from bnfold._pipeline.any_kind import program_of
 from bnfold._pipeline.module_options import ModuleOptions
 from bnfold._relation.proof import Proof, prove
+from bnfold._system import memory
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _NO_OPTIONS = ModuleOptions()
 
 
+@memory.uncollected()
 def prove_models(
     first: Any,
     second: Any,

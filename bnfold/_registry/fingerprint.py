@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import bnfold
 from bnfold._registry.places import LARGEST
@@ -20,6 +21,8 @@ BOUNDS = ("--memory", "--timeout", "--threads")
 _LIMITS = ("--memory", "--timeout")
 _FILES = ("--inputs", "--ops-library")
 _CHUNK = 1 << 20
+_HOLE = 1 << 26
+"""Bytes of a hole that is skipped."""
 
 Option = tuple[str, str | None]
 """An option of the command, and its value; None for a flag."""
@@ -101,17 +104,50 @@ def data_files(path: str | os.PathLike[str]) -> set[str]:
 
 
 def _of_file(path: Path) -> str | None:
-    """The hash of a regular file; None where there is none. A pipe would never end."""
+    """The hash of a regular file; None where there is none. A pipe would never end.
+
+    Large holes are skipped: a file of a few bytes on disk may be terabytes long.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return None
         digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        with path.open("rb", buffering=0) as file:
+            size, end = os.fstat(file.fileno()).st_size, 0
+            for start, end in _filled(file):
+                digest.update(b"" if start == 0 else f"\0{start}\0".encode())
+                file.seek(start)
+                left = end - start
+                while left > 0 and (chunk := file.read(min(_CHUNK, left))):
+                    digest.update(chunk)
+                    left -= len(chunk)
+            digest.update(b"" if end == size else f"\0{size}".encode())
     except (FileNotFoundError, NotADirectoryError):
         return None
     return digest.hexdigest()
+
+
+def _filled(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """The parts of a file between its large holes; the whole where no system tells of them."""
+    status = os.fstat(file.fileno())
+    held = getattr(status, "st_blocks", status.st_size) * 512
+    if held + _HOLE > status.st_size or not hasattr(os, "SEEK_DATA"):
+        yield 0, status.st_size
+        return
+    start = end = 0
+    while end < status.st_size:
+        try:
+            behind = os.lseek(file.fileno(), end, os.SEEK_DATA)
+        except OSError:  # There is nothing behind.
+            behind = status.st_size
+        if behind - end > _HOLE:
+            yield start, end
+            start = behind
+        end = behind
+        if end < status.st_size:
+            end = os.lseek(file.fileno(), end, os.SEEK_HOLE)
+    if start < end:
+        yield start, end
 
 
 def _of_any(path: Path) -> str | None:

@@ -64,9 +64,19 @@ def of(
     return _norm(side, scope, plain) or plain
 
 
-def squared(node: NodeProto) -> NodeProto:
-    """Pow with the exponent 2 as a product."""
-    return NodeProto(op_type="Mul", name=node.name, input=[node.input[0]] * 2, output=node.output)
+def bounds(side: Side, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
+    """The bounds of a Clip or Relu, if they are numbers."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    core = _with_numbers(side, scope, Core(node, node.input, [None] * len(node.input)))
+    if core is None:
+        return None
+    return (0.0, np.inf) if core.node.op_type == "Relu" else (core.numbers[0], core.numbers[1])
+
+
+def product(node: NodeProto, factors: Sequence[str], output: str) -> NodeProto:
+    """The product of two tensors, as a part of another operator."""
+    return NodeProto(op_type="Mul", name=node.name, input=factors, output=[output])
 
 
 def _without(node: NodeProto, *names: str) -> NodeProto:

@@ -36,8 +36,8 @@ _JOINING = frozenset(
     )
 )
 """Operators that broadcast all that they read."""
-_TELLING = ("Conv", "Gemm", "MatMul")
-"""Operators that run only where sizes of two of their inputs are the same."""
+_TELLING = ("Conv", "Gemm", "MatMul", "Reshape")
+"""Operators that run only where some sizes are the same."""
 _EVERYWHERE = 8
 """From this opset on they do so as NumPy does."""
 
@@ -77,7 +77,18 @@ def _joining(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]
 
 
 def _moving(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]:
+    if type_of(node) == "Reshape":
+        _learn_of(held, scope, node)
     return [(widened if type_of(node) == "Expand" else rearranged)(held, scope, node)]
+
+
+def _learn_of(held: Integers, scope: Scope, node: NodeProto) -> None:
+    """Note what a Reshape to known sizes tells; a 0 may stand for the size that is there."""
+    target, copies = held.of_names(scope, node.input[1]), not attributes(node).get("allowzero", 0)
+    for size in () if target is None or not copies else target.values:
+        held.sizes.doubt(size)
+    if target is not None and all(map(held.sizes.is_positive, target.values)):
+        held.sizes.learn_of_all(held.of_tensor(scope, node.input[0]) or (None,), target.values)
 
 
 def _conv(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]:
@@ -119,6 +130,9 @@ def _product(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]
     if one is None or other is None or min(len(one), len(other)) < 2:
         return [None]
     held.sizes.learn(one[-1], other[-2])
+    owner = scope.owner(node.input[0])
+    if owner is not None and isinstance(other[-2], int) and not isinstance(one[-1], int):
+        held.sizes.ask((owner.path, node.input[0]), one, -1, other[-2])
     return [(*broadcast(one[:-2], other[:-2]), one[-2], other[-1])]
 
 

@@ -116,12 +116,20 @@ class Integers:
         numbers = self.found.get((owner.path, name))
         if numbers is not None:
             return () if numbers.is_scalar else (len(numbers.values),)
-        base = self.bases.get((owner.path, name))
+        found = self._of_base(owner, name)
+        said = self.sizes.told.get((owner.path, name)) if self.sizes.learns else None
+        if said is None or found is None:
+            return said if found is None else found
+        return tuple(map(_better, found, said)) if len(found) == len(said) else found
+
+    def _of_base(self, scope: Scope, name: str) -> tuple[Size | None, ...] | None:
+        """What a tensor's base, inference and its operator tell of its sizes."""
+        base = self.bases.get((scope.path, name))
         known = None if base is None else self.sizes.bases.get(base)
         told = self.side.shapes.sizes(scope, name)
         if told is None:
-            return self.outlines.get((owner.path, name)) if known is None else known
-        own = tuple(map(_better, map(self._told, told), self._outlined(owner, name, len(told))))
+            return self.outlines.get((scope.path, name)) if known is None else known
+        own = tuple(map(_better, map(self._told, told), self._outlined(scope, name, len(told))))
         if known is None or len(known) != len(own):
             return own
         return tuple(a if isinstance(a, int) else b for a, b in zip(own, known, strict=True))

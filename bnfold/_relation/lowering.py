@@ -83,7 +83,7 @@ class _File(NamedTuple):
         Calls of the model's own functions are none.
         """
         rules = set(kinds) - set(map(type_of, self.model.functions))
-        if not self.kinds().keys() & rules:
+        if not rules or not self.kinds().keys() & rules:
             return self
         copy = self.model
         if not self.is_copy:
@@ -253,6 +253,23 @@ def _gelu(writer: _Writer, node: NodeProto) -> bool:
     return True
 
 
+def _fast_gelu(writer: _Writer, node: NodeProto) -> bool:
+    """FastGelu: ``0.5 · x · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))`` of ``A + B``."""
+    data = node.input[0]
+    if len(node.input) > 1 and node.input[1]:
+        data = writer.node("Add", list(node.input[:2]), node)
+    cube = writer.node("Pow", [data, writer.constant(3.0)], node)
+    cube = writer.node("Mul", [cube, writer.constant(0.044715)], node)
+    value = writer.node("Add", [data, cube], node)
+    value = writer.node("Mul", [value, writer.constant(float(np.sqrt(2.0 / np.pi)))], node)
+    value = writer.node("Add", [writer.node("Tanh", [value], node), writer.constant(1.0)], node)
+    value = writer.node(
+        "Mul", [writer.node("Mul", [data, value], node), writer.constant(0.5)], node
+    )
+    writer.finish(value, node)
+    return True
+
+
 def _bias_gelu(writer: _Writer, node: NodeProto) -> bool:
     """BiasGelu: ``Gelu(A + B)``."""
     if len(node.input) != 2:
@@ -348,6 +365,7 @@ _RULES: dict[str, Callable[[_Writer, NodeProto], bool]] = {
     "SimplifiedLayerNormalization": _rms_norm,
     "com.microsoft::BiasGelu": _bias_gelu,
     "com.microsoft::DynamicQuantizeMatMul": _dynamic_product,
+    "com.microsoft::FastGelu": _fast_gelu,
     "com.microsoft::FusedConv": _fused_conv,
     "com.microsoft::FusedGemm": _fused_gemm,
     "com.microsoft::FusedMatMul": _fused_matmul,

@@ -15,6 +15,7 @@ from bnfold._onnx.read.scopes import Scope, bodies, label, type_of
 from bnfold._relation.call import Call
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import (
+    ZERO,
     Double,
     Expression,
     Incomparable,
@@ -104,12 +105,14 @@ class Matcher:
                 tried.append((known, form, relations))
         if tried and not self.is_first:
             known, form, relations = next((t for t in tried if not t[0].is_used), tried[0])
-            known.is_used = True
-            self.blame(node, form.given, relations, known)
-            return [of_base(base) for base in known.outputs]
+            if any(one is not None and not one.is_identity for one in relations):
+                known.is_used = True
+                self.blame(node, form.given, relations, known)
+                return [of_base(base) for base in known.outputs]
         outputs = [self.table.fresh(kind) for kind in types]
         if not self.is_first:
-            self.miss(node, forms[0].given, outputs)
+            why = f"this {node.op_type} has other bounds" if tried else ""
+            self.miss(node, forms[0].given, outputs, why)
         for form in forms if self.is_first else ():
             kind = type_of(form.core.node)
             known = Known(label(node), form.given, outputs, kind, form.core.numbers)
@@ -134,13 +137,17 @@ class Matcher:
                     held.append(replace(known, inputs=form.given, is_used=False))
 
     def miss(
-        self, node: NodeProto, given: Sequence[Expression | None], outputs: Sequence[int]
+        self,
+        node: NodeProto,
+        given: Sequence[Expression | None],
+        outputs: Sequence[int],
+        why: str = "",
     ) -> None:
         """Note that the first file has no such operator, or none that puts out what it reads.
 
         That is a problem if something depends on what it puts out.
         """
-        why = f"the first file has no such {node.op_type}"
+        why = why or f"the first file has no such {node.op_type}"
         problem = self._loose(given) or Problem("structure", label(node), why)
         self.loose.update(dict.fromkeys(outputs, problem))
 
@@ -184,8 +191,10 @@ class Matcher:
         slip = max((one.slip for _, one in real), default=0.0)
         unit = max((value.unit for value, _ in real), default=0.0)
         origins = frozenset[int]().union(*(value.origins for value, _ in real))
-        masses = [np.abs(shift) for _, shift in found]
-        if any(shift.any() for _, shift in found):  # It goes where the shift goes.
+        masses = [shift if shift is ZERO else np.abs(shift) for _, shift in found]
+        if any(
+            shift is not ZERO and shift.any() for _, shift in found
+        ):  # It goes where the shift goes.
             moved = [one and replace(one, shift=one.mass) for one in call.inputs]
             other = passed(replace(call, inputs=moved))
             if other is not None:
@@ -215,18 +224,14 @@ class Matcher:
         ]
         if origins:
             raise Blamed(origins, label(node), sure)
-        real = [
+        value, one = next(
             (value, one)
             for value, one in zip(given, relations, strict=True)
             if value is not None and one is not None and not one.is_identity
-        ]
-        if real:
-            what, (value, one) = f"what {label(node)} reads", real[0]
-            found = of_map(label(node), what, one, next(iter(known.outputs), None), sure)
-            self.problems.append(replace(found, read=_bases(value)))
-        else:
-            why = f"this {node.op_type} has other bounds"
-            self.problems.append(Problem("map", label(node), why, is_sure=False))
+        )
+        what = f"what {label(node)} reads"
+        found = of_map(label(node), what, one, next(iter(known.outputs), None), sure)
+        self.problems.append(replace(found, read=_bases(value)))
 
     def total(self, value: Expression, at: str, rank: int | None, kind: int) -> Expression:
         """A map of one base in the place of a sum."""

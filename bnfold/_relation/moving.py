@@ -38,7 +38,13 @@ from bnfold._relation.side import Weight, attributes
 from bnfold._relation.table import Part, key_of
 from bnfold._relation.tensors import Tensors
 
-_IN_PARTS = {"Gather": picked, "Reduce": kept, "Split": parts_of}
+_IN_PARTS = {
+    "ArgMax": kept,
+    "ArgMin": kept,
+    "Gather": picked,
+    "Reduce": kept,
+    "Split": parts_of,
+}
 """Operators that are others, one behind the other or side by side."""
 
 

@@ -31,7 +31,7 @@ def place_of(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
     kind = type_of(node)
     if kind == "Slice":
         return _ranges(held, scope, node)
-    if kind.startswith("Reduce"):
+    if kind.startswith(("ArgM", "Reduce")):
         return _reduced(held.side, scope, node)
     return None
 
@@ -39,14 +39,15 @@ def place_of(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
 def _reduced(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
     """The axes that a reduction takes away, in order."""
     rank, held = side.rank(scope, node.input[0]), attributes(node)
-    axes: Any = held.get("axes")
+    axes: Any = [held.get("axis", 0)] if node.op_type.startswith("Arg") else held.get("axes")
     if len(node.input) > 1 and node.input[1]:
         found = side.constant(scope, node.input[1])
         axes = None if found is None else found.load().reshape(-1)
     if rank is None or axes is None or not len(axes):
         return None
     told = tuple(sorted(int(axis) % rank for axis in axes))
-    return node.op_type, told, held.get("keepdims", 1) == 1
+    last = held.get("select_last_index", 0)
+    return node.op_type, told, held.get("keepdims", 1) == 1, last
 
 
 def sizes_behind(held: Integers, scope: Scope, node: NodeProto) -> Told | None:

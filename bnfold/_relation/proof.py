@@ -173,7 +173,7 @@ def _first(
     ways = [needed(scope, [value.name]) for value in scope.graph.output]
     certain = set.intersection(*({id(node) for node in way} for way in ways)) if ways else set()
     for _ in range(_WALKS):
-        told, table = len(sizes.equal), Table()
+        told, table = (len(sizes.equal), sizes.asked), Table()
         side.values.clear()
         sizes.begin()
         bases = {value.name: table.fresh(side.shapes.type(scope, value.name)) for value in inputs}
@@ -181,8 +181,10 @@ def _first(
         walk.certain = certain
         for name, base in bases.items():
             walk.give(scope, name, of_base(base))
+            axes = range(side.rank(scope, name) or 0)
+            sizes.inputs.update(("size", scope.path, name, axis) for axis in axes)
         walk.graph(scope)
-        if len(sizes.equal) == told:
+        if (len(sizes.equal), sizes.asked) == told:
             break
     sizes.learns = False
     return table, bases, walk

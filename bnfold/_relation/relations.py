@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +55,10 @@ class Related:
     distance: float = 0.0
     is_settled: bool = True
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """Whether both tensors have the same numbers."""
-        return bool(np.all(self.scale == 1) and np.all(self.shift == 0))
+        return bool((self.scale == 1).all() and (self.shift == 0).all())
 
 
 def settled(

@@ -11,7 +11,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from bnfold._onnx.read.scopes import Scope
-from bnfold._relation.amounts import Size, holds, name_of, named, replaced
+from bnfold._relation.amounts import (
+    Size,
+    even_quotient,
+    holds,
+    name_of,
+    named,
+    product_of,
+    replaced,
+)
 
 Ints = tuple[int | None, ...]
 
@@ -24,19 +32,27 @@ class Sizes:
         bases: the sizes of bases, of both files.
         equal: by the name of a size what it is, too, wherever the first file runs.
         tensors: the tensor by which the first file came to a base.
-        told: what the second file knows of tensors of the first.
+        told: numbers that sizes of tensors of the first file are, wherever it runs, as the second
+            knows them or a product of the first asks for them.
+        asked: how many of these the products of the first file have told.
         learns: whether it is the first file that is walked.
         is_certain: whether all that the first file puts out needs the operator that is walked.
         is_new: whether the second file has told something that the first did not know.
+        inputs: the names of the sizes of the model's inputs, of which none is empty.
+        doubted: names in the target of a Reshape that copies a size where a 0 is asked for: what it
+            puts out may have another size.
     """
 
     bases: dict[int, tuple[Size, ...]] = field(default_factory=dict)
     equal: dict[Hashable, Size] = field(default_factory=dict)
     tensors: dict[int, tuple[str, str]] = field(default_factory=dict)
     told: dict[tuple[str, str], Ints] = field(default_factory=dict)
+    asked: int = 0
     learns: bool = True
     is_certain: bool = False
     is_new: bool = False
+    inputs: set[Hashable] = field(default_factory=set)
+    doubted: set[Hashable] = field(default_factory=set)
 
     def begin(self) -> None:
         """The first file is walked from its beginning: bases have new numbers."""
@@ -48,11 +64,45 @@ class Sizes:
         """Note that two amounts are the same wherever the first file runs."""
         if not (self.learns and self.is_certain) or one is None or other is None:
             return
+        if any(holds(size, name) for size in (one, other) for name in self.doubted):
+            return
         one, other = replaced(one, self.equal), replaced(other, self.equal)
         for name, meant in ((name_of(one), other), (name_of(other), one)):
             if name is not None and not holds(meant, name):
                 self.equal[name] = meant
                 return
+
+    def ask(
+        self, tensor: tuple[str, str], own: Sequence[Size | None], axis: int, size: int
+    ) -> None:
+        """Note that a tensor of the first file has to have a size where it runs."""
+        held = self.told.get(tensor, (None,) * len(own))
+        if self.learns and self.is_certain and len(held) == len(own) and held[axis] is None:
+            told = list(held)
+            told[axis] = size
+            self.told[tensor] = tuple(told)
+            self.asked += 1
+
+    def learn_of_all(self, ones: Sequence[Size | None], others: Sequence[Size | None]) -> None:
+        """Note that two tensors have as many numbers: sizes of inputs may be divided by."""
+        known = [[size for size in sizes if size is not None] for sizes in (ones, others)]
+        if len(known[0]) < len(ones) or len(known[1]) < len(others):
+            return
+        wholes = [product_of(sizes) for sizes in known]
+        for one, other in (wholes, wholes[::-1]):
+            if one != other and self.is_positive(other):
+                self.learn(even_quotient(one, other), 1)
+
+    def is_positive(self, size: Size) -> bool:
+        """Whether an amount is known to be above 0, where no input of the model is empty."""
+        if isinstance(size, int):
+            return size > 0
+        return all(f > 0 and self.inputs.issuperset(product) for product, f in size.terms)
+
+    def doubt(self, size: Size) -> None:
+        """Note that a Reshape to a size may put out another one, unless that is above 0."""
+        if not isinstance(size, int) and not self.is_positive(size):
+            self.doubted.update(name for product, _ in size.terms for name in product)
 
     def named(self, own: tuple[Hashable, ...], axis: int) -> Size:
         """The size of an axis of a tensor, by a name that no other has, or what that is, too."""
@@ -76,5 +126,12 @@ class Sizes:
             size is not None and not isinstance(one, int)
             for size, one in zip(plain, held, strict=True)
         ):
-            self.told[tensor] = plain
+            self.told[tensor] = _both(plain, self.told.get(tensor))
             self.is_new = True
+
+
+def _both(one: Ints, other: Ints | None) -> Ints:
+    """What is known of the sizes of a tensor from two sides."""
+    if other is None or len(other) != len(one):
+        return one
+    return tuple(b if a is None else a for a, b in zip(one, other, strict=True))

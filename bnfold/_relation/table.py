@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from bnfold._onnx.read.scopes import type_of
+from bnfold._onnx.read.scopes import domain_of, type_of
 from bnfold._relation.expressions import Expression
 from bnfold._run.nodes import RANDOM as DRAWING
 
@@ -94,6 +96,8 @@ class Table:
         chains: by a base that is a Concat, its axis and its parts, with those of a Concat among
             them along the same axis: what tells each one apart, and what it is.
         joins: by a base that is a Concat, what it is put together of.
+        nots: by a base that is a Not, of what.
+        clips: by a base that is a Clip or a Relu, of what, and its bounds.
         types: the element type of each base.
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
@@ -109,6 +113,8 @@ class Table:
     turns: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     chains: dict[int, tuple[int, tuple[Part, ...]]] = field(default_factory=dict)
     joins: dict[int, Joined] = field(default_factory=dict)
+    nots: dict[int, Expression] = field(default_factory=dict)
+    clips: dict[int, tuple[Expression, float, float]] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)
@@ -143,23 +149,24 @@ def key_of(
     Attributes that are left out have the defaults of the operator's definition.
     """
     given = {a.name: _frozen(a) for a in node.attribute if not (a.HasField("g") or a.graphs)}
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    version = opset if domain else 0
-    if onnx.defs.has(node.op_type, domain):
-        try:
-            schema = onnx.defs.get_schema(node.op_type, opset, domain)
-        except onnx.defs.SchemaError:
-            schema = None
-        if schema is not None:
-            version = schema.since_version
-            for name, attribute in schema.attributes.items():
-                if name not in given and attribute.default_value.name:
-                    given[name] = _frozen(attribute.default_value)
-        if node.op_type == "Shape":  # onnxruntime says it in files of opsets that have no such.
-            given.setdefault("start", repr(0))
+    version, defaults = _defined(node.op_type, domain_of(node), opset)
+    given = {**defaults, **given}
+    if type_of(node) == "Shape":  # onnxruntime says it in files of opsets that have no such.
+        given.setdefault("start", repr(0))
     outputs = tuple((bool(name), kind) for name, kind in zip(node.output, types, strict=True))
     kind = type_of(node), getattr(node, "overload", "")
     return kind, version, outputs, tuple(sorted(given.items())), tuple(inputs)
+
+
+@lru_cache(maxsize=1024)
+def _defined(kind: str, domain: str, opset: int) -> tuple[int, Mapping[str, Hashable]]:
+    """The version of an operator's definition, and the defaults of its attributes."""
+    if onnx.defs.has(kind, domain):
+        with suppress(onnx.defs.SchemaError):
+            schema = onnx.defs.get_schema(kind, opset, domain)
+            defaults = ((name, each.default_value) for name, each in schema.attributes.items())
+            return schema.since_version, {n: _frozen(value) for n, value in defaults if value.name}
+    return opset if domain else 0, {}
 
 
 def _frozen(attribute: onnx.AttributeProto) -> Hashable:

@@ -215,7 +215,7 @@ def _axes_of(scope: Scope, node: NodeProto) -> Rule | None:
     if kind in ("Softmax", "LogSoftmax") and scope.opset < 13:
         return None
     if kind in ("ArgMax", "ArgMin") and not attributes(node).get("keepdims", 1):
-        return None
+        return None  # It is two operators, one of which keeps them.
     default = {"ArgMax": 0, "ArgMin": 0, "Softmax": -1, "LogSoftmax": -1, "Concat": 1}.get(kind)
     return None if default is None else _along(default)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto
 
 from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import Scope, bodies, label, type_of
@@ -22,7 +22,7 @@ from bnfold._relation.expressions import (
     lies_along,
     of_base,
 )
-from bnfold._relation.joining import Joining
+from bnfold._relation.following import WIDER, Following
 from bnfold._relation.liveness import needed
 from bnfold._relation.matching import Form, is_random, rows_of
 from bnfold._relation.places import (
@@ -31,26 +31,13 @@ from bnfold._relation.places import (
 from bnfold._relation.problems import Problem
 from bnfold._relation.table import Known, key_of
 
+_ASKING = ("CastLike", "Shape")
 _SUMS = ("Add", "Sub", "Sum")
 _COMMUTATIVE = ("Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor")
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
-_SMALL = (*_FLOATS, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_SIGNED = (TensorProto.INT16, TensorProto.INT32, TensorProto.INT64)
-_WIDER: dict[int, tuple[int, ...]] = {
-    TensorProto.FLOAT16: _FLOATS,
-    TensorProto.BFLOAT16: _FLOATS,
-    TensorProto.FLOAT: (TensorProto.DOUBLE,),
-    TensorProto.BOOL: (*_SMALL, *_SIGNED, TensorProto.INT8, TensorProto.UINT8),
-    TensorProto.INT8: (*_SMALL, *_SIGNED),
-    TensorProto.UINT8: (*_SMALL, *_SIGNED),
-    TensorProto.INT16: (*_FLOATS, *_SIGNED[1:]),
-    TensorProto.INT32: (TensorProto.DOUBLE, TensorProto.INT64),
-}
-"""The types that hold all numbers of a type."""
 
 
 @dataclass(eq=False)
-class Walk(Joining):
+class Walk(Following):
     """One file on its way through the table.
 
     ``inside`` is the operator whose body is walked, and which of its bodies; None in the main
@@ -74,8 +61,7 @@ class Walk(Joining):
         if not scope.kind(node):
             self._other(scope, node)
             return
-        outputs = [name for name in node.output if name]
-        if outputs and all(side.constant(scope, name) is not None for name in outputs):
+        if self._is_constant(scope, node):
             return
         self.integers.sizes.is_certain = id(node) in self.certain
         ranks.note(side, scope, node)
@@ -94,6 +80,8 @@ class Walk(Joining):
         if self.product(scope, node) or self.unblocked(scope, node) or self.rejoined(scope, node):
             return
         made = self._cast_back(scope, node)
+        if made is None and self.followed(scope, node):
+            return
         if made is None:
             made = self._affine(scope, node)
         if made is None:
@@ -113,6 +101,18 @@ class Walk(Joining):
             self.give(scope, node.output[0], made)
             return
         self._other(scope, node)
+
+    def _is_constant(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether all that a node puts out is constant.
+
+        What reads a value that is none is none, but for shapes and what is computed of them.
+        """
+        outputs = [name for name in node.output if name]
+        numbers = self.side.shapes.numbers
+        asks = node.op_type in _ASKING or any((scope.path, name) in numbers for name in outputs)
+        if not asks and any(self.value(scope, name) is not None for name in node.input):
+            return False
+        return bool(outputs) and all(self.side.constant(scope, n) is not None for n in outputs)
 
     def _cast_back(self, scope: Scope, node: NodeProto) -> Expression | None:
         """What a Cast puts out that goes back to the type which its data had before another Cast.
@@ -203,7 +203,7 @@ class Walk(Joining):
         return None not in linears and len(set(linears)) == 1
 
     def part(self, scope: Scope, node: NodeProto) -> None:
-        if not self.untransposed(scope, node):
+        if not (self.rejoined(scope, node) or self.untransposed(scope, node)):
             self._other(scope, node)
 
     def _other(self, scope: Scope, node: NodeProto) -> None:
@@ -216,8 +216,9 @@ class Walk(Joining):
             return  # The sizes of a sum are those of the base that it is by now.
         if not is_call and given and given[0] is not None and self.moved(scope, node, given[0]):
             return
-        if kind == "Pow" and self._is_square(scope, node):
-            self._other(scope, cores.squared(node))
+        power = self._power(scope, node) if kind == "Pow" else 0
+        if power:
+            self._multiplied(scope, node, power)
             return
         core = (
             Core(node, node.input, given)
@@ -259,22 +260,40 @@ class Walk(Joining):
             before, after = (
                 self.side.shapes.type(scope, name) for name in (node.input[0], node.output[0])
             )
-            if after in _WIDER.get(before, ()):
+            if after in WIDER.get(before, ()):
                 self.found.table.widened.setdefault((made[0].terms[0].base, before), data)
         for name, value in zip(node.output, made, strict=False):
             for step in core.steps:
                 value = step.of(value)
             if name:
                 self.give(scope, name, value)
+        if len(made) == 1:
+            self.note_behind(node, core, made[0])
         if kind == "Concat":
             self.note_parts(scope, node, made[0])
 
-    def _is_square(self, scope: Scope, node: NodeProto) -> bool:
-        """Whether a Pow is ``x · x``, of the same sizes."""
+    def _power(self, scope: Scope, node: NodeProto) -> int:
+        """2 or 3 where a Pow is ``x · x`` or ``x · x · x``, of the same sizes; otherwise 0."""
         exponent = self.fillings.of_name(scope, node.input[1])
         keeps = bool(self.side.rank(scope, node.input[0]))  # An exponent of one axis adds one.
         sizes = ((), (1,)) if keeps else ((),)
-        return exponent is not None and float(exponent.number) == 2 and exponent.sizes in sizes
+        if exponent is None or exponent.sizes not in sizes:
+            return 0
+        number = float(exponent.number)
+        if number == 3 and not self.side.is_float(scope, node.output[0]):
+            return 0  # Integers that are too large are cut otherwise.
+        return int(number) if number in (2, 3) else 0
+
+    def _multiplied(self, scope: Scope, node: NodeProto, power: int) -> None:
+        """Go through a Pow as products."""
+        data, output = node.input[0], node.output[0]
+        square = output if power == 2 else f"\0square ahead of {output}"
+        if power == 3:
+            rank = self.side.rank(scope, output) or self.side.rank(scope, data)
+            self._hide_like(scope, square, output, tuple(range(rank or 0)))
+        self.node(scope, cores.product(node, [data, data], square))
+        if power == 3:
+            self.node(scope, cores.product(node, [square, data], output))
 
     def _close_own(self, value: Expression, at: str) -> Expression:
         """A map of one base in the place of what an operator computes inside."""

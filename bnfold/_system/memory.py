@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -101,6 +103,21 @@ def give_back(of_process: bool) -> None:
         if of_process:
             library.mallopt(_M_MMAP_THRESHOLD, _LARGE)
         library.malloc_trim(0)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let Python look for no cycles of objects meanwhile: each look goes through all that are held.
+
+    For work that makes millions of objects, which last, and no cycles.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def ran_out(error: BaseException) -> bool:

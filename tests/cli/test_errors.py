@@ -111,7 +111,9 @@ def test_a_malformed_graph_is_not_a_defect(damage, model, unchanged):
     run = bnfold(model)
     assert "defect" not in run.err
     if run.code == 2:
-        refused(run, f"{model} is not a valid ONNX model")
+        refused(
+            run, str(model), "is not a valid ONNX model" if damage != without_an_output else "b1"
+        )
 
 
 def test_models_drawn_at_random_and_damaged(tmp_path):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 
 import numpy as np
+import onnx
 import pytest
 
 from bnfold._core.reasons import CODES
 from bnfold._report.text import size_in_words
 
-from ..graphs import bn, const, conv, model, op, rand
+from ..graphs import bn, const, conv, model, op, rand, subgraph
 from . import examples
 from .command import TOO_LARGE, bnfold, refused
 
@@ -45,6 +46,28 @@ def test_each_reason_has_a_line(tmp_path):
     run = bnfold(examples.save(kept_for_two_reasons(), tmp_path / "m.onnx"))
     lines = [line.split(":")[0].strip() for line in run.lines if line.startswith("  ")]
     assert {"no-linear-operator", "not-per-channel"} <= set(lines)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_operators_that_made_a_weight_are_counted_as_gone(inside, tmp_path):
+    """The table says what the file has: the Conv, with what reads it, in the body of an If, too."""
+    norm = op("Conv", "x v", "c", name="conv"), bn("norm", "c", "r", 4)
+    pieces = (*norm, op("Relu", "r", "y"))
+    if inside:
+        body = subgraph(*norm, op("Relu", "r", "out"), y="out")
+        other = subgraph((op("Conv", "x u", "out2"), {"u": rand(4, 3, 3, 3)}), y="out2")
+        pieces = (op("If", "cond", "y", then_branch=body, else_branch=other),)
+    made = model(
+        const("Mul", "raw", "w", rand(4, 1, 1, 1)), op("Identity", "w", "v"), *pieces,
+        x={"x": (2, 3, 8, 8), "cond": ()}, weights={"raw": rand(4, 3, 3, 3)},
+    )  # fmt: skip
+    run = bnfold(examples.save(made, tmp_path / "m.onnx"), "-o", tmp_path / "n.onnx")
+    left = 4 if inside else 2
+    (row,) = (line.split() for line in run.lines if "all operators" in line)
+    assert row[2:] == [str(left + 3), str(left)]
+    nodes = list(onnx.load(tmp_path / "n.onnx").graph.node)
+    nodes += [node for each in nodes for given in each.attribute for node in given.g.node]
+    assert len(nodes) == left
 
 
 @pytest.mark.parametrize("name", ["-m.onnx", "verify", "@m.onnx", "a b.onnx"])

@@ -10,10 +10,11 @@ import pytest
 
 import bnfold
 from bnfold import Preprocessing
+from bnfold._judge import end_to_end
 
 from ..cli.command import bnfold as command
 from ..cli.command import refused
-from ..graphs import conv, model, op, rand
+from ..graphs import constants, conv, model, op, rand
 from .camera import MEAN, STD, picture, same
 
 WORDS = (
@@ -59,6 +60,23 @@ def test_the_report_has_it(net, out, tmp_path):
     assert told["mean"] == list(MEAN)
     assert told["operators"] == ["Cast", "Transpose", "Sub"]
     assert told["reordered"] == ["conv1"]
+
+
+def test_rounding_is_that_of_the_original(net, out, monkeypatch):
+    """Those of another order would move its outputs by their size."""
+    asked = []
+
+    def seen(*given, parameters, **more):
+        asked.append(parameters)
+        return right(*given, parameters=parameters, **more)
+
+    right = end_to_end.compare
+    monkeypatch.setattr(end_to_end, "compare", seen)
+    command(net, "-o", out, "--input-channels", "bgr")
+    own = constants(onnx.load(net))
+    assert asked and all(asked)
+    for name, values in [item for parameters in asked for item in parameters.items()]:
+        np.testing.assert_array_equal(values, own[name])
 
 
 def test_verify_takes_the_original_behind_it(net, out):

@@ -94,7 +94,7 @@ MUTANTS = (
         "_pipeline/models.py",
         "weights = front.original(planned.weights())",
         "weights = planned.weights()",
-        "tests/front/test_command.py",
+        "tests/front/test_command.py::test_rounding_is_that_of_the_original",
     ),
     Mutant(
         "the proof takes an order of channels the other way round",

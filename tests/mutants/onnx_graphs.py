@@ -6,6 +6,34 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "an Einsum in a body is overlooked",
+        "_onnx/read/einsum.py",
+        'node.op_type == "Einsum" or any(_has_einsum(body) for _, body in bodies(node))',
+        'node.op_type == "Einsum"',
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "the same values that two Transposes make of a weight are stored twice",
+        "_onnx/write/constants.py",
+        'origin = origin if source.nodes[position].op_type == "Constant" else None',
+        "pass",
+        "tests/test_sharing.py",
+    ),
+    Mutant(
+        "operators of bodies are not counted in a folded model",
+        "_onnx/fold.py",
+        "        found += _operators(body)",
+        "        _operators(body)",
+        "tests/cli/test_text.py",
+    ),
+    Mutant(
+        "operators that made a weight are counted in a folded model",
+        "_onnx/fold.py",
+        "after=dict(sum(map(_operators, graphs), Counter[str]())))",
+        "after=self.plan.after)",
+        "tests/cli/test_text.py",
+    ),
+    Mutant(
         "a Softmax of constants means the same in every opset",
         "_onnx/read/evaluation.py",
         "if node.op_type in _FLATTENING and opset < 13:",

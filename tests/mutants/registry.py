@@ -141,4 +141,18 @@ MUTANTS = (
         "    return reports[-1].code\n",
         f"{_TESTS}/test_registry.py::test_the_tree_and_its_bytes",
     ),
+    Mutant(
+        "what lies where in a file with holes does not count",
+        "_registry/fingerprint.py",
+        'digest.update(b"" if start == 0 else f"\\0{start}\\0".encode())',
+        "pass",
+        "tests/test_fingerprint.py",
+    ),
+    Mutant(
+        "how long a file with holes is does not count",
+        "_registry/fingerprint.py",
+        'digest.update(b"" if end == size else f"\\0{size}".encode())',
+        "pass",
+        "tests/test_fingerprint.py",
+    ),
 )

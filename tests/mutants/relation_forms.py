@@ -6,6 +6,7 @@ from .planting import Mutant
 
 FUSED = "tests/relation/test_fused.py"
 JOINING = "tests/relation/test_joining.py"
+FOLLOWING = "tests/relation/test_following.py"
 TURNING = "tests/relation/test_turning.py"
 
 MUTANTS = (
@@ -131,7 +132,7 @@ MUTANTS = (
     ),
     Mutant(
         "float32 holds all integers of 32 bits",
-        "_relation/walk.py",
+        "_relation/following.py",
         "TensorProto.INT32: (TensorProto.DOUBLE,",
         "TensorProto.INT32: (TensorProto.FLOAT, TensorProto.DOUBLE,",
         TURNING,
@@ -177,5 +178,54 @@ MUTANTS = (
         "        parts.append(joined.parts[number])",
         "        parts.insert(0, joined.parts[number])",
         JOINING,
+    ),
+    Mutant(
+        "a Where behind a Not has its sides where they are",
+        "_relation/following.py",
+        "others = [node.input[2], node.input[1]]",
+        "others = [node.input[1], node.input[2]]",
+        FOLLOWING,
+    ),
+    Mutant(
+        "integers are made of floats they may not hold",
+        "_relation/following.py",
+        "is_cut = bool({kind, before} & tensors.FLOATS) and",
+        "is_cut = False and",
+        FOLLOWING,
+    ),
+    Mutant(
+        "a second Clip has one bound for what the first lets through",
+        "_relation/following.py",
+        "[min(max(bound, low), high) for bound in first]",
+        "[max(bound, low) for bound in first]",
+        FOLLOWING,
+    ),
+    Mutant(
+        "bounds of a Clip may stand the other way",
+        "_relation/following.py",
+        "if not (first[0] <= first[1] and low <= high):",
+        "if False:",
+        FOLLOWING,
+    ),
+    Mutant(
+        "a FastGelu adds no bias",
+        "_relation/lowering.py",
+        'data = writer.node("Add", list(node.input[:2]), node)',
+        'writer.node("Add", list(node.input[:2]), node)',
+        FOLLOWING,
+    ),
+    Mutant(
+        "a cube of integers is a product",
+        "_relation/walk.py",
+        "if number == 3 and not self",
+        "if False and not self",
+        FOLLOWING,
+    ),
+    Mutant(
+        "the first of the largest is the last of them",
+        "_relation/places.py",
+        'held.get("keepdims", 1) == 1, last',
+        'held.get("keepdims", 1) == 1',
+        FOLLOWING,
     ),
 )

@@ -59,6 +59,27 @@ MUTANTS = (
         _LEARNED,
     ),
     Mutant(
+        "a product that need not run asks for rows",
+        "_relation/sizes.py",
+        "if self.learns and self.is_certain and len(held)",
+        "if self.learns and len(held)",
+        _LEARNED,
+    ),
+    Mutant(
+        "a 0 in the target of a Reshape is a size",
+        "_relation/sizes.py",
+        "for name in self.doubted):",
+        "for name in ()):",
+        _LEARNED,
+    ),
+    Mutant(
+        "sizes that may be 0 are divided by",
+        "_relation/sizes.py",
+        "if one != other and self.is_positive(other):",
+        "if one != other:",
+        _LEARNED,
+    ),
+    Mutant(
         "a tensor of another name has the same sizes",
         "_relation/sizes.py",
         'named(("size", *own, axis))',

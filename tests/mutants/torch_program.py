@@ -405,6 +405,13 @@ MUTANTS = (
         "tests/torch/test_untrusted_rules.py",
     ),
     Mutant(
+        "records of a .pt2 file may be larger than it is",
+        "_torch/program/untrusted.py",
+        "if max(sizes) > path.stat().st_size:",
+        "if False:",
+        "tests/torch/test_untrusted.py::test_records_that_are_larger_than_their_file",
+    ),
+    Mutant(
         "nodes of a copied program keep names that its signature does not know",
         "_torch/program/dialects.py",
         "if not names and not any(",

@@ -72,7 +72,7 @@ def test_space_to_depth_is_its_parts():
 
 
 JOIN = op("Concat", "x z u", "c", axis=1)
-NEGATED = op("Relu", "x", "u")
+NEGATED = op("Neg", "x", "u")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
+from bnfold._relation import amounts
+from bnfold._relation.sizes import Sizes
+
 from ..graphs import const, model, op, rand, subgraph
 from .pairs import differ, ints, proof, value
 
@@ -88,6 +91,79 @@ def test_a_reshape_to_a_size_tells_that_there_are_as_many():
     one, other = spread(-1, 1, end=1), spread(-1, 1, end=1, wide=False)
     assert differ(one, other, {"x": np.abs(rand(5, 4))})
     assert proof(one, other).status != "proved"
+
+
+def counted(of):
+    """Rows that are asked for as many as there are numbers other than 0, and how many rows."""
+    sizes = [op("NonZero", "z", "at"), op("Shape", "at", "s"), op("Slice", "s k1 k2 k0", "m")]
+    sizes += [op("Shape", "x", "d"), op("Slice", "d k0 k1 k0", "n")]
+    nodes = [op("Concat", "m k4", "to", axis=0), op("Reshape", "x to", "r")]
+    nodes += [op("Cast", of, "c", to=TensorProto.FLOAT), op("Add", "r c", "y")]
+    held = {"k0": ints(0), "k1": ints(1), "k2": ints(2), "k4": ints(4)}
+    return model(*sizes, *nodes, x={"x": ("n", 4), "z": ("i",)}, weights=held)
+
+
+def test_a_reshape_to_none_copies_a_size_and_tells_nothing():
+    one, other = counted("m"), counted("n")
+    assert differ(one, other, {"x": rand(3, 4), "z": np.zeros(2, np.float32)})
+    assert proof(one, other).status != "proved"
+    assert proof(other, one).status != "proved"
+    assert proof(one, one).status == "proved"
+
+
+def single(*target, of="x", x=("a", "b", 6), sizes=(1, 2)):
+    """Rows that are there only once, and another Reshape that says so or asks for the size."""
+    nodes = [op("Shape", "x", "s"), op("Gather", "s first", "u", axis=0)]
+    nodes += [op("Gather", "s both", "v", axis=0), op("Reshape", "x v", "r", allowzero=1)]
+    nodes += [op("Concat", "u minus", "asked", axis=0)]
+    nodes += [op("Reshape", f"r {'to' if target else 'asked'}", "q"), op("Exp", "q", "y")]
+    held = {"first": ints(0), "both": ints(*sizes), "minus": ints(-1)}
+    return model(*nodes, x={"x": x}, weights=held | {"to": ints(*target)} if target else held)
+
+
+def test_a_reshape_tells_that_an_axis_is_one():
+    assert proof(single(), single(1, -1)).status == "proved"
+    assert proof(single(), single(2, -1)).status != "proved"
+    assert proof(single(sizes=(0, 1, 2)), single(1, -1, sizes=(0, 1, 2))).status != "proved"
+
+
+def test_a_size_that_may_be_none_is_not_divided_by():
+    """As many of none as of none once more: x may have more rows than one."""
+
+    def made(*target):
+        nodes = [op("NonZero", "z", "at"), op("Cast", "at", "w", to=TensorProto.FLOAT)]
+        nodes += [
+            op("Mul", "x w", "t"),
+            op("Shape", "w", "s"),
+            op("Reshape", "t s", "r", allowzero=1),
+        ]
+        nodes += [op("ReduceSum", "r", "e", keepdims=0), op("Shape", "x", "d")]
+        nodes += [op("Gather", "d first", "u", axis=0), op("Concat", "u minus", "asked", axis=0)]
+        nodes += [op("Reshape", f"x {'to' if target else 'asked'}", "q"), op("Add", "q e", "y")]
+        held = {"first": ints(0), "minus": ints(-1)} | ({"to": ints(*target)} if target else {})
+        return model(*nodes, x={"x": ("a", 1, 1), "z": ("i", "j")}, weights=held)
+
+    feeds = {"x": rand(3, 1, 1), "z": np.zeros((2, 2), np.float32)}
+    assert differ(made(), made(1, -1), feeds)
+    assert proof(made(), made(1, -1)).status != "proved"
+
+
+def test_what_may_be_none_is_not_learned_from():
+    """A target that may be 0 tells no size, and nothing is divided by what may be 0."""
+    many, few = (amounts.named(("size", "", name, 0)) for name in ("x", "at"))
+    held = Sizes(is_certain=True, inputs={("size", "", "x", 0)})
+    held.doubt(few)
+    held.doubt(many)
+    held.learn(few, 4)
+    held.learn(few, many)
+    held.learn_of_all([5, few], [few])
+    held.learn_of_all([many, few], [few])
+    assert not held.equal
+    plain = Sizes(is_certain=True, inputs={("size", "", "x", 0)})
+    plain.learn_of_all([many, few], [few])
+    assert not plain.equal
+    held.learn_of_all([many, many, 2], [2, many])
+    assert held.equal == {("size", "", "x", 0): 1}
 
 
 def ranked(*nodes, take=0):

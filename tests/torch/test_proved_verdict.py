@@ -125,19 +125,16 @@ def test_an_operator_without_a_rule_reads_its_data():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_types_of_few_digits_refute_nothing(dtype):
-    """Whoever folds in such a type rounds more than once."""
+def test_types_of_few_digits_settle_nothing(dtype):
+    """What rounding explains there, an error of some % may be."""
     module = net(lambda self, y, z: z.argmax(1)).to(dtype)
     program = exported(module, X.to(dtype))
     other = copy.deepcopy(module)
     with torch.no_grad():
-        other.conv.weight[1, 0] *= 1.1
+        other.conv.weight[1, 0] *= 1.02
     off = exported(other, X.to(dtype))
-    assert dtype == torch.bfloat16 or bnfold.prove(program, off).status == "refuted"
-    assert bnfold.verify(program, bnfold.fold(program)).status == "pass"
-    # In bfloat16 the run compares weights itself.
-    status = "inconclusive" if dtype == torch.float16 else "fail"
-    assert bnfold.verify(program, off).status == status
+    assert bnfold.verify(program, off).status != "pass"
+    assert bnfold.verify(program, off).proof is None
 
 
 def test_code_that_reads_numbers_is_not_proved():

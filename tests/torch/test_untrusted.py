@@ -23,7 +23,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from bnfold import UsageError  # noqa: E402
 from bnfold._torch.program.expressions import Untrusted  # noqa: E402
+from bnfold._torch.program.fold import load  # noqa: E402
 from bnfold._torch.program.untrusted import refuse_code  # noqa: E402
 
 from ..cli.command import bnfold, refused  # noqa: E402
@@ -262,3 +264,26 @@ def test_a_keyword_that_is_code_is_not_run(tmp_path):
     with suppress(Exception):
         torch.export.load(path).module()
     assert mark.exists(), "PyTorch does not run it: this test would show nothing"
+
+
+@pytest.mark.parametrize("name", ["extra/more", "models/model.json"])
+def test_records_that_are_larger_than_their_file(name, plain, tmp_path):
+    """Compressed, gigabytes take kilobytes: they are not unpacked to be looked at."""
+    path = tmp_path / "bomb.pt2"
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        home = old.namelist()[0].partition("/")[0]
+        for each in old.namelist():
+            if each != f"{home}/{name}":
+                new.writestr(each, old.read(each))
+        new.writestr(f"{home}/{name}", b" " * (64 << 20))
+    assert path.stat().st_size < 1 << 20
+    refused(bnfold(path), str(path), "its records are", "bytes, more than it is itself")
+
+
+def test_a_hole_is_refused_unread(tmp_path):
+    path = tmp_path / "hole.pt2"
+    path.touch()
+    os.truncate(path, 1 << 38)
+    refused(bnfold(path), str(path), "is not a .pt2 file that torch can load")
+    with pytest.raises(UsageError, match="there is no such file"):
+        load(tmp_path / "nowhere.pt2")

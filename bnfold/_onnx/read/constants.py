@@ -108,6 +108,9 @@ class Constants:
         owner = scope.owner(name)
         if owner is None:
             return Reason("dynamic-weight", name, f"{name} is not defined in the model")
+        known = self._found.get((owner.path, name))
+        if known is not None:
+            return known
         waiting = [(owner, name)]
         expanded: set[tuple[str, str]] = set()
         while waiting:

@@ -72,6 +72,8 @@ def uneven(graph: GraphProto, around: Mapping[str, TypeProto]) -> dict[str, Valu
     """What the Einsums of an inferred graph and its bodies put out of which `is_uneven` holds, by
     name, with the right shape; ``around`` has the types of the graphs outside.
     """
+    if not _has_einsum(graph):
+        return {}
     known = dict(around)
     for tensor in graph.initializer:
         known[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
@@ -87,6 +89,14 @@ def uneven(graph: GraphProto, around: Mapping[str, TypeProto]) -> dict[str, Valu
             kind, name = next(filter(None, kinds), 0), node.output[0]
             found[name] = helper.make_tensor_value_info(name, kind, output(node, shapes))
     return found
+
+
+def _has_einsum(graph: GraphProto) -> bool:
+    """Whether a graph or a body in it has an Einsum: few have, and all shapes take a while."""
+    return any(
+        node.op_type == "Einsum" or any(_has_einsum(body) for _, body in bodies(node))
+        for node in graph.node
+    )
 
 
 def shape_of(kind: TypeProto) -> Shape | None:

@@ -273,9 +273,9 @@ def _collect(
         for value in (*inferred.input, *inferred.output, *inferred.value_info):
             _note(value, path, known)
         for tensor in inferred.initializer:
-            known.types[path, tensor.name] = tensor.data_type
-            known.shapes[path, tensor.name] = tuple(tensor.dims)
-            known.symbols[path, tensor.name] = tuple(tensor.dims)
+            key, sizes = (path, tensor.name), tuple(tensor.dims)
+            known.types[key], known.shapes[key] = tensor.data_type, sizes
+            known.symbols[key] = sizes
     for node, twin in zip(original.node, inferred.node, strict=True):
         for (_, body), (_, body_twin) in zip(bodies(node), bodies(twin), strict=False):
             _collect(body, body_twin, graphs, known)
@@ -284,19 +284,19 @@ def _collect(
 def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
     if value.type.WhichOneof("value") != "tensor_type":
         return
-    tensor = value.type.tensor_type
+    key, tensor = (path, value.name), value.type.tensor_type
     if tensor.elem_type:  # Where inference does not know it, operators may tell it.
-        known.types[path, value.name] = tensor.elem_type
+        known.types[key] = tensor.elem_type
     if tensor.HasField("shape"):
-        known.shapes[path, value.name] = tuple(
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
-            for dim in tensor.shape.dim
-        )
-        dims = enumerate(tensor.shape.dim)
-        none = tuple(k for k, dim in dims if dim.HasField("dim_value") and not dim.dim_value)
-        if none:  # What is declared has no such size here, so that it follows from operators.
-            known.empty[path, value.name] = none
-        known.symbols[path, value.name] = tuple(
-            dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
-            for dim in tensor.shape.dim
+        dims = list(tensor.shape.dim)
+        sizes = [dim.dim_value for dim in dims]
+        known.shapes[key] = tuple(size if size > 0 else None for size in sizes)
+        if not all(sizes):  # A size that is not said reads as 0, too.
+            told = enumerate(dims)
+            none = tuple(k for k, dim in told if dim.HasField("dim_value") and not dim.dim_value)
+            if none:  # What is declared has no such size here, so that it follows from operators.
+                known.empty[key] = none
+        known.symbols[key] = tuple(
+            size if size > 0 else dim.dim_param or None
+            for size, dim in zip(sizes, dims, strict=True)
         )

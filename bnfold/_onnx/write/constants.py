@@ -51,10 +51,11 @@ class Storing:
         """Store values for a node to read. Gives their name; None where the node reads it already.
 
         Inputs with the same values in place of one old tensor, whatever Identity operators hand it
-        on, share one. The old tensor is rewritten if only this node reads it and if it keeps its
-        shape and type. Otherwise a new tensor is made under a fresh name, in the graph of the old
-        one, where all its readers see it. A sparse tensor stays one, with new numbers in its
-        places, if the values are 0 elsewhere.
+        on, share one; so do those in place of any that operators make of constants. The old tensor
+        is rewritten if only this node reads it and if it keeps its shape and type. Otherwise a new
+        tensor is made under a fresh name, in the graph of the old one, where all its readers see
+        it. A sparse tensor stays one, with new numbers in its places, if the values are 0
+        elsewhere.
         """
         home, like = self._likeness(scope, old, values.shape, values.dtype)
         copies = self._copies.get(like, {}) if old is not None else {}
@@ -122,9 +123,14 @@ class Storing:
     def _likeness(
         self, scope: Scope, old: Constant | None, shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> tuple[Scope, tuple[object, ...]]:
-        """The graph of the old tensor, and what tensors have in common that may share values."""
+        """The graph of the old tensor, and what tensors have in common that may share values: the
+        one that they were, or that operators made them. Two Transposes of one weight make two.
+        """
         source, origin = scope.origin(old.name) if old is not None else (None, None)
         home = source or (scope.owner(old.name) if old is not None else None) or scope
+        position = source.producers.get(origin) if source is not None and origin else None
+        if source is not None and position is not None:
+            origin = origin if source.nodes[position].op_type == "Constant" else None
         return home, (home.path, origin, shape, dtype.str)
 
     def _may_rewrite(

@@ -28,7 +28,7 @@ from bnfold._plan.fit import settle, standing_batch_norm, standing_constants, st
 from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
-from bnfold._system import file_kinds
+from bnfold._system import file_kinds, paths
 from bnfold._torch.program.applied import Applied, AppliedStep
 from bnfold._torch.program.dialects import in_aten, in_dialect_of
 from bnfold._torch.program.draft import Draft, set_argument
@@ -118,12 +118,29 @@ class PlannedProgram:
         return FoldedProgram(in_dialect_of(self._given, program), (merged, folded))
 
 
+def refuse_no_archive(path: Path) -> None:
+    """Raise `UsageError` for a file that is none of PyTorch's, ahead of its being read whole.
+
+    Raises `OSError` where it cannot be read at all.
+    """
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head != b"PK\3\4":
+        kind = file_kinds.of_path(path)
+        why = "it is no archive" if kind in (None, file_kinds.PROGRAM) else kind
+        raise UsageError(f"{path} is not a .pt2 file that torch can load: {why}")
+
+
 def load(path: Path, trust: bool = False) -> ExportedProgram:
     """Read a .pt2 file.
 
     Raises `UsageError` where PyTorch cannot, and where the file would run code of its own
     (`untrusted`) unless there is ``trust`` in it.
     """
+    try:
+        refuse_no_archive(path)
+    except OSError as error:
+        raise paths.unreadable(path, error) from error
     try:
         with quiet("torch.export"):
             if not trust:

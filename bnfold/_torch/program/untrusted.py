@@ -10,7 +10,8 @@ is loaded, by lists of what is allowed:
 - sizes and guards are arithmetic of numbers and symbols, with functions of a list;
 - a node calls a registered operator that takes no file's name, or arithmetic of a list;
 - a name that becomes source text is an identifier, and others have no quotes in them;
-- a container names no type to import.
+- a container names no type to import;
+- all records together are no larger than the file.
 
 More is refused than would do harm: sample inputs in a namedtuple, names with quotes. The lists are
 those of PyTorch 2.13. They are no sandbox: whoever is attacked in earnest needs one.
@@ -23,6 +24,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,7 @@ def refuse_code(path: Path) -> None:
     archives, one for those of torch 2.7 and older. Each record is looked at as the one that would
     take it sees it.
     """
+    _refuse_swollen(path)
     try:
         for name, content in _records_of_torch(path):
             _check_record(name, content)
@@ -81,6 +84,22 @@ def refuse_code(path: Path) -> None:
 
 
 _Content = Callable[[], bytes]
+
+
+def _refuse_swollen(path: Path) -> None:
+    """Raise `Untrusted` for records that are larger, all together, than their file is.
+
+    `torch.export.save` compresses nothing. Some kilobytes could be terabytes in memory.
+    """
+    sizes = [0, 0]
+    with suppress(RuntimeError, AttributeError):  # No archive for it, or torch 2.8 and older.
+        reader: Any = torch._C.PyTorchFileReader(str(path))
+        sizes[0] = sum(map(reader.get_record_size, reader.get_all_records()))
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            sizes[1] = sum(entry.file_size for entry in archive.infolist())
+    if max(sizes) > path.stat().st_size:
+        raise Untrusted(f"its records are {max(sizes)} bytes, more than it is itself")
 
 
 def _records_of_torch(path: Path) -> Iterator[tuple[str, _Content]]:
