@@ -21,10 +21,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import onnx
 from catalogue import Model, file, package_files
 from inference import TYPES, Feeds, executed, inputs, session
@@ -87,10 +89,11 @@ nothing folds or inputs cannot be made up. The machine was shared: a few percent
 """
 AGAINST = """Whether fewer of them are a gain: `executed` are the operators that onnxruntime runs of
 a file, and `time` is the median processor time of bnfold's file over that of the tool's, in pairs
-as above; less than 1 is faster.
+as above; less than 1 is faster. `biases` is the time of bnfold's file over that of the same with
+each bias in a Gemm between two Reshapes, as the tool has them: what these alone are worth.
 
-| model | tool | it leaves | bnfold leaves | executed, tool | executed, bnfold | time |
-|---|---|---|---|---|---|---|
+| model | tool | it leaves | bnfold leaves | executed, tool | executed, bnfold | time | biases |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -126,10 +129,62 @@ def against(row: Row, source: Path, folder: Path) -> Iterator[str]:
             runs.append(session(target, 1, run))
             ran.append(executed(run))
         took = in_pairs(source, runs)
+        alone = of_biases(source, folder / "bnfold.onnx", folder)
         mine = next(left for left in row.left if left.tool == "bnfold")
         its = next(left for left in row.left if left.tool == tool)
-        cells = (row.name, tool, its, mine, *ran, f"{took:.2f}" if took else "-")
+        cells = (row.name, tool, its, mine, *ran, *map(in_words, (took, alone)))
         yield f"| {' | '.join(map(str, cells))} |"
+
+
+def of_biases(source: Path, folded: Path, folder: Path) -> float | None:
+    """The time of a model over that of the same with its biases in Gemms; None without biases."""
+    model = onnx.load(folded)
+    if not lay_flat(model.graph):
+        return None
+    flat = folder / "flat.onnx"
+    onnx.save(model, flat)
+    runs = [session(path, 1, folder / "run.onnx") for path in (flat, folded)]
+    return in_pairs(source, runs)
+
+
+def lay_flat(graph: onnx.GraphProto) -> int:
+    """Put biases behind a MatMul by a matrix into Gemms, between two Reshapes; gives how many.
+
+    They lay data of one batch flat and back, ``[1, −1, N]``. A tool has to compute sizes for that.
+    """
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    read = Counter(name for node in graph.node for name in node.input)
+    products = {n.output[0]: n for n in graph.node if n.op_type == "MatMul"}
+    found = 0
+    for add in [node for node in graph.node if node.op_type == "Add"]:
+        product = next((products[name] for name in add.input if name in products), None)
+        bias = next((name for name in add.input if len(sizes.get(name, ())) == 1), "")
+        if product is None or not bias or read[product.output[0]] != 1:
+            continue
+        rows, columns = sizes.get(product.input[1], (0, 0))
+        if rows == 0 or sizes[bias] != (columns,):
+            continue
+        flat = onnx.numpy_helper.from_array(np.array([-1, rows]), f"{add.name}.flat")
+        back = onnx.numpy_helper.from_array(np.array([1, -1, columns]), f"{add.name}.back")
+        graph.initializer.extend((flat, back))
+        names = [f"{bias}.{found}.{k}" for k in range(2)]
+        place = list(graph.node).index(product)
+        made = (
+            onnx.helper.make_node("Reshape", [product.input[0], flat.name], names[:1]),
+            onnx.helper.make_node("Gemm", [names[0], product.input[1], bias], names[1:]),
+            onnx.helper.make_node("Reshape", [names[1], back.name], add.output),
+        )
+        graph.node.remove(add)
+        graph.node.remove(product)
+        for node in reversed(made):
+            graph.node.insert(place, node)
+        found += 1
+    return found
+
+
+def in_words(took: float | None) -> str:
+    """A ratio of times, or a dash."""
+    return f"{took:.2f}" if took else "-"
 
 
 def in_pairs(source: Path, runs: Sequence[InferenceSession]) -> float | None:
@@ -181,7 +236,7 @@ def line(row: Row, took: float | None) -> str:
     """A row of the table."""
     original = Left.of("original", row.original, row.original)
     cells = [cell(one) for one in (original, *row.left)]
-    return f"| {' | '.join((row.name, *cells, f'{took:.2f}' if took else '-'))} |"
+    return f"| {' | '.join((row.name, *cells, in_words(took)))} |"
 
 
 def cell(left: Left) -> str:
