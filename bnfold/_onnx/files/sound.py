@@ -52,6 +52,7 @@ _HELD = {
     )
 }
 """What an attribute of a type may hold."""
+_LATEST = 2**31 - 1
 _LARGE = 1 << 23
 _MOST_OPERATORS = 500_000
 """Of a function, with those of all that it calls."""
@@ -61,12 +62,12 @@ _UNKNOWN = "which this version of onnx does not know; is the file damaged, or of
 def refuse_unsound(model: ModelProto) -> None:
     """Raise `UsageError` for a tensor whose type is unknown, or whose data do not fill its shape.
 
-    No version of an operator set is negative. Inputs and outputs must have known types, too, and an
+    No version of an operator set is negative, or has more than 32 bits. Inputs and outputs must have known types, too, and an
     attribute must hold what its type says: one reader goes by the one, another by the other.
     """
     for holder in (model, *model.functions):
         for entry in holder.opset_import:
-            if entry.version < 0:
+            if not 0 <= entry.version <= _LATEST:
                 raise UsageError(
                     f"it asks for version {entry.version} of {entry.domain or 'ONNX'!r}"
                 )
