@@ -62,8 +62,9 @@ _UNKNOWN = "which this version of onnx does not know; is the file damaged, or of
 def refuse_unsound(model: ModelProto) -> None:
     """Raise `UsageError` for a tensor whose type is unknown, or whose data do not fill its shape.
 
-    No version of an operator set is negative, or has more than 32 bits. Inputs and outputs must have known types, too, and an
-    attribute must hold what its type says: one reader goes by the one, another by the other.
+    No version of an operator set is negative, or has more than 32 bits. Inputs and outputs must
+    have known types, too, and an attribute must hold what its type says: one reader goes by the
+    one, another by the other.
     """
     for holder in (model, *model.functions):
         for entry in holder.opset_import:
