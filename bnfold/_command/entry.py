@@ -35,6 +35,7 @@ EXAMPLES = (
     ("bnfold models/ --check", "fail if anything is left to fold"),
     ("bnfold verify a.onnx b.onnx", "are these two the same function?"),
 )
+_AGAIN_S = 0.05
 
 
 class Commands(click.Group):
@@ -133,12 +134,22 @@ def _interruptible() -> Iterator[list[int]]:
     """Turn a request to end into an error, so that temporary files are removed.
 
     Yields a list of the signals that come. A signal that the parent process ignores stays ignored.
+    Where Python drops the error, as in a callback of the garbage collector, the signal comes again.
     """
     received: list[int] = []
+    again: list[threading.Timer] = []
 
     def stop(number: int, _: object) -> None:
         received.append(number)
         raise KeyboardInterrupt
+
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if received and issubclass(what.exc_type, KeyboardInterrupt):
+            # Raised from here it would be dropped once more.
+            again.append(threading.Timer(_AGAIN_S, os.kill, (os.getpid(), received[-1])))
+            again[-1].start()
+        else:
+            told(what)
 
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -148,8 +159,12 @@ def _interruptible() -> Iterator[list[int]]:
     taken = [n for n in numbers if previous[n] in (signal.SIG_DFL, signal.default_int_handler)]
     for number in taken:
         signal.signal(number, stop)
+    told, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         yield received
     finally:
+        sys.unraisablehook = told
+        for timer in again:
+            timer.cancel()
         for number in taken:
             signal.signal(number, previous[number])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,27 @@ save._write_model = interrupted
 from bnfold._command.guard import main
 main()
 """
+
+
+def test_an_interrupt_that_python_drops_comes_again(model, tmp_path, monkeypatch, capsys):
+    """What a callback of the garbage collector raises is shown, and forgotten."""
+    import bnfold._pipeline.models as pipeline
+
+    went_on = []
+
+    class Dropping:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def slow(*_, **__):
+        Dropping()
+        time.sleep(5)
+        went_on.append(True)
+
+    monkeypatch.setattr(pipeline, "fold_file", slow)
+    done = bnfold(model, "-o", tmp_path / "out.onnx")
+    assert (done.code, done.err.strip()) == (143, "interrupted")
+    assert not went_on and not (tmp_path / "out.onnx").exists()
 
 
 def test_interrupted_twice(model, tmp_path):

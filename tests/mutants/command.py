@@ -299,4 +299,11 @@ MUTANTS = (
         "if False:",
         "tests/cli/test_simplify.py::test_what_knows_tensors_by_their_names_is_not_lost",
     ),
+    Mutant(
+        "an interrupt that Python drops is forgotten",
+        "_command/entry.py",
+        "again[-1].start()",
+        "pass",
+        "tests/cli/test_killed.py::test_an_interrupt_that_python_drops_comes_again",
+    ),
 )
