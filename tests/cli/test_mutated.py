@@ -70,15 +70,43 @@ def test_an_attribute_that_holds_something_else_than_its_type_says(
     assert library.plan(made).folds or inner
 
 
+@pytest.mark.parametrize(("deep", "fine"), [(3, True), (40, False), (3000, False)])
+def test_functions_that_call_the_next_one_twice(deep, fine):
+    """A file of kilobytes that stands for more operators than any run has time for."""
+    versions = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+
+    def function(at):
+        names = ("Relu", "Relu") if at == deep else (f"F{at + 1}",) * 2
+        domain = "" if at == deep else "my"
+        nodes = [
+            helper.make_node(name, [source], [target], domain=domain)
+            for name, source, target in zip(names, "am", "mb", strict=True)
+        ]
+        return helper.make_function("my", f"F{at}", ["a"], ["b"], nodes, versions)
+
+    made = model(
+        conv("c", "x", "c", (4, 3, 1, 1)),
+        helper.make_node("F0", ["c"], ["y"], domain="my"),
+        domains={"my": 1},
+    )
+    made.functions.extend(function(at) for at in range(deep + 1))
+    if fine:
+        assert not library.plan(made).folds
+        return
+    with pytest.raises(library.UsageError, match="stands for too many operators"):
+        library.plan(made)
+
+
+@pytest.mark.parametrize("version", [-7, 1 << 31])
 @pytest.mark.parametrize("where", ["model", "function"])
-def test_no_version_is_negative(where, tmp_path):
+def test_no_version_is_negative_or_huge(where, version, tmp_path):
     """No runtime loads it; operators of such a version mean nothing."""
     inner = [helper.make_node("Neg", ["a"], ["b"])]
     function = helper.make_function("my", "F", ["a"], ["b"], inner, [helper.make_opsetid("", 17)])
     made = model(helper.make_node("F", ["x"], ["y"], domain="my"), functions=[function])
-    (made if where == "model" else made.functions[0]).opset_import.add(domain="my", version=-7)
+    (made if where == "model" else made.functions[0]).opset_import.add(domain="my", version=version)
     (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
-    refused(bnfold(tmp_path / "m.onnx"), "it asks for version -7 of 'my'")
+    refused(bnfold(tmp_path / "m.onnx"), f"it asks for version {version} of 'my'")
 
 
 @pytest.mark.parametrize("kind", ["Conv", "Gemm"])

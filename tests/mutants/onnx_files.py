@@ -224,4 +224,11 @@ MUTANTS = (
         "        pass",
         "tests/test_external_data.py::test_data_that_change_while_they_are_read",
     ),
+    Mutant(
+        "operators of functions that a function calls do not count",
+        "_onnx/files/sound.py",
+        "len(called) + sum(sizes.get(one, 0) for one in called)",
+        "len(called)",
+        "tests/cli/test_mutated.py::test_functions_that_call_the_next_one_twice",
+    ),
 )

@@ -7,7 +7,7 @@ type is known and that its numbers fill its shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from onnx import (
     AttributeProto,
@@ -52,22 +52,27 @@ _HELD = {
     )
 }
 """What an attribute of a type may hold."""
+_LATEST = 2**31 - 1
 _LARGE = 1 << 23
+_MOST_OPERATORS = 500_000
+"""Of a function, with those of all that it calls."""
 _UNKNOWN = "which this version of onnx does not know; is the file damaged, or of a newer version?"
 
 
 def refuse_unsound(model: ModelProto) -> None:
     """Raise `UsageError` for a tensor whose type is unknown, or whose data do not fill its shape.
 
-    No version of an operator set is negative. Inputs and outputs must have known types, too, and an
-    attribute must hold what its type says: one reader goes by the one, another by the other.
+    No version of an operator set is negative, or has more than 32 bits. Inputs and outputs must
+    have known types, too, and an attribute must hold what its type says: one reader goes by the
+    one, another by the other.
     """
     for holder in (model, *model.functions):
         for entry in holder.opset_import:
-            if entry.version < 0:
+            if not 0 <= entry.version <= _LATEST:
                 raise UsageError(
                     f"it asks for version {entry.version} of {entry.domain or 'ONNX'!r}"
                 )
+    _refuse_swollen(model)
     for tensor in all_tensors(model):
         _check(tensor)
     if not 0 < model.ir_version < _TYPED_SINCE:
@@ -107,6 +112,27 @@ def _check(tensor: TensorProto) -> None:
         )
 
 
+def _refuse_swollen(model: ModelProto) -> None:
+    """Raise `UsageError` where calls of functions in functions stand for too many operators.
+
+    onnx goes through each call by itself: forty functions that call the next one twice are 2^40.
+    """
+    nodes = {(each.domain, each.name): [*_inner(each.node)] for each in model.functions}
+    sizes, open_, waiting = dict[tuple[str, str], int](), set[tuple[str, str]](), list(nodes)
+    while waiting:
+        key = waiting[-1]
+        called = [(node.domain, node.op_type) for node in nodes[key]]
+        missing = {one for one in called if one in nodes and one not in sizes} - open_ - {key}
+        if key in sizes or not missing or key in open_:
+            waiting.pop()
+            sizes.setdefault(key, len(called) + sum(sizes.get(one, 0) for one in called))
+            if sizes[key] > _MOST_OPERATORS:
+                raise UsageError(f"function {key[1]!r} stands for too many operators")
+            continue
+        open_.add(key)
+        waiting.extend(missing)
+
+
 def _check_attributes(node: NodeProto) -> None:
     for attribute in node.attribute:
         held = {field.name for field, _ in attribute.ListFields()}
@@ -117,7 +143,11 @@ def _check_attributes(node: NodeProto) -> None:
 
 def _nodes(model: ModelProto) -> Iterator[NodeProto]:
     """Every node of a model, in bodies and functions, too."""
-    waiting = [*model.graph.node, *(node for each in model.functions for node in each.node)]
+    yield from _inner([*model.graph.node, *(n for each in model.functions for n in each.node)])
+
+
+def _inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         yield node
