@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bnfold import UsageError
 
@@ -295,3 +295,22 @@ def test_a_size_that_may_be_0_tells_no_reshape(kind):
     assert differ(one, other, {"x": rand(4, 6, 5), "m": np.zeros(6, np.float32)})
     assert proof(one, other).status != "proved"
     assert proof(one, one).status == "proved"
+
+
+def test_a_default_value_tells_no_sizes():
+    """A caller may set what has one: here the target of a Reshape."""
+
+    def made(is_input, *behind):
+        nodes = op("Reshape", "x to", "z"), *(behind or [op("Shape", "z", "s")])
+        held = model(*nodes, op("Cast", "s", "y", to=1), x=("a", "b"), weights={"to": ints(3, 2)})
+        held.graph.initializer.extend([numpy_helper.from_array(ints(3, 2), "k")])
+        if is_input:
+            held.graph.input.append(value("to", TensorProto.INT64, 2))
+        return held
+
+    feeds = {"x": rand(2, 3), "to": ints(6, 1)}
+    one, other = made(True), made(True, op("Identity", "k", "s"))
+    assert differ(one, other, feeds)
+    assert proof(one, other).status != "proved"
+    assert proof(one, one).status == "proved"
+    assert proof(made(False), made(False, op("Identity", "k", "s"))).status == "proved"
