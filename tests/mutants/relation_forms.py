@@ -257,4 +257,11 @@ MUTANTS = (
         "not scale:",
         BESIDE,
     ),
+    Mutant(
+        "a matrix ahead of a vector is transposed",
+        "_relation/turning.py",
+        'if type_of(node) != "Gemm" and not (ranks[1] or 0) > 1:',
+        "if False:",
+        TURNING,
+    ),
 )
