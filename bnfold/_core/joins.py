@@ -213,11 +213,8 @@ class Aligned:
 
     def whole(self, number: int) -> bool:
         """Whether each element of an input meets one element of the output alone."""
-        return (
-            self.shapes[number] is not None
-            and self.shapes[number] == self.output
-            and (None not in (self.output or ()))
-        )
+        shape = self.shapes[number]
+        return shape is not None and shape == self.output and None not in shape
 
 
 @record(frozen=True)

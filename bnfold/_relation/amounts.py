@@ -51,10 +51,13 @@ def _made(terms: Mapping[Product, int]) -> Size:
 
 
 def fits(value: Size, bits: int) -> bool:
-    """Whether an integer of so many bits and a sign holds an amount, unless sizes are large."""
+    """Whether an integer of so many bits and a sign holds an amount, unless sizes are large.
+
+    Factors have half of the bits, so that products of sizes may have the other half.
+    """
     if isinstance(value, int):
         return -(1 << bits) <= value < 1 << bits
-    return sum(abs(factor) for _, factor in value.terms) < 1 << bits
+    return sum(abs(factor) for _, factor in value.terms) < 1 << bits // 2
 
 
 def plus(one: Size, other: Size, sign: int = 1) -> Size:

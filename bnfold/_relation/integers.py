@@ -7,6 +7,7 @@ where one of the files knows a number, it is one for both.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,7 +90,10 @@ class Integers:
 
     def own_size(self, scope: Scope, name: str, base: int, axis: int) -> Size:
         """A name for a size that nothing tells: in the first file it is the same each time."""
-        return self.sizes.named((scope.path, name) if self.sizes.learns else (base,), axis)
+        made = self.sizes.named((scope.path, name) if self.sizes.learns else (base,), axis)
+        read = (self.of_tensor(scope, each) or () for each in scope.writer(name).input)
+        self.sizes.open_up(scope, name, made, itertools.chain.from_iterable(read))
+        return made
 
     def tell(self, value: Expression, told: Sequence[Size | None]) -> None:
         """Note the sizes of a tensor that is a map of a base, where all are known."""
@@ -106,7 +110,8 @@ class Integers:
         known = [part for part in parts if part is not None]
         if number is None or len(known) < len(parts):
             return None
-        return product_of([number, *known])
+        made = product_of([number, *known])  # Inference takes each size for one above 0.
+        return None if self.sizes.is_open(made) else made
 
     def of_tensor(self, scope: Scope, name: str) -> tuple[Size | None, ...] | None:
         """The sizes of a tensor; None for one that is not known."""

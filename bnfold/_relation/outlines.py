@@ -58,7 +58,10 @@ def _with_axes(
 
 
 def rearranged(held: Integers, scope: Scope, node: NodeProto) -> tuple[Size | None, ...] | None:
-    """The sizes that a Reshape, Flatten, Squeeze or Unsqueeze puts out; None for one not told."""
+    """The sizes that a Reshape, Flatten, Squeeze or Unsqueeze puts out; None for one not told.
+
+    A size in the target that may be 0 tells nothing: 0 stands for the size that is there.
+    """
     before = held.of_tensor(scope, node.input[0])
     after = held.of_tensor(scope, node.output[0])
     if after is None and before is not None:
@@ -73,7 +76,7 @@ def rearranged(held: Integers, scope: Scope, node: NodeProto) -> tuple[Size | No
             if size == 0 and keeps:
                 own = before[axis] if before is not None and axis < len(before) else None
                 told[axis] = own if own is not None else told[axis]
-            elif isinstance(size, int) or size.is_size:
+            elif isinstance(size, int) or (size.is_size and not held.sizes.is_open(size)):
                 told[axis] = size
         after = tuple(told)
     if after is None:

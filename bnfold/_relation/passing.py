@@ -16,12 +16,18 @@ from bnfold._relation.expressions import ONE, ZERO, Double, is_uneven
 
 
 def passed(call: Call) -> list[Pair] | None:
-    """For each output its scale and shift, or None where the data would have to be the same."""
+    """For each output its scale and shift, or None where the data would have to be the same.
+
+    Only laws of `_OF_ALL` say what comes of other inputs than the first, such as the scales of a
+    Resize: for all others these have to be the same.
+    """
     known = [each for each in call.inputs if each is not None]
     law = LAWS.get(call.kind)
     if all(each.is_identity for each in known) and tuple(call.numbers) == tuple(call.others):
         return [(ONE, ZERO)] * len(call.node.output)
-    found = law(call) if law is not None else None
+    if law is None or (call.kind not in _OF_ALL and not call.others_agree()):
+        return None
+    found = law(call)
     if found is None:
         return None
     return found if isinstance(found, list) else [found] * len(call.node.output)
@@ -56,6 +62,8 @@ def errors_behind(call: Call, found: Sequence[Pair]) -> list[Double | float] | N
     return errors
 
 
+_OF_ALL = ("Concat", "Div", "MatMul", "Max", "Min", "Mul")
+"""Operators whose laws look at all that they read."""
 _POINTWISE = ("Clip", "Erf", "Sin", "Tanh", "ThresholdedRelu")
 """Operators on one tensor, whose laws ask for the same scale in all channels."""
 LAWS: dict[str, Callable[[Call], Pair | list[Pair] | None]] = {

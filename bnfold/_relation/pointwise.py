@@ -117,7 +117,9 @@ def _moves(call: Call, scale: float, shift: float) -> bool:
 def clipped(call: Call) -> Pair | None:
     """Clip: ``clip(s·x + t, s·a + t, s·b + t) = s·clip(x, a, b) + t``; s < 0 swaps the bounds."""
     scale, shift = (number(each) for each in (call.first.scale, call.first.shift))
-    if scale is None or shift is None or not scale or not call.numbers[0] <= call.numbers[1]:
+    if scale is None or shift is None or not scale or not call.numbers:
+        return None  # Bounds that are no stored numbers are not moved.
+    if not call.numbers[0] <= call.numbers[1]:
         return None
     if scale < 0:
         call = replace(call, numbers=call.numbers[::-1])
@@ -133,11 +135,16 @@ def thresholded(call: Call) -> Pair | None:
 
 
 def padded(call: Call) -> Pair | None:
-    """Pad: copies of the data keep s and t; zeros keep s. Neither varies along padded axes."""
+    """Pad: copies of the data keep s and t; zeros keep s. Neither varies along padded axes.
+
+    A value that is no stored number stays as it is: then nothing passes.
+    """
     rank, one = call.rank(), call.first
     pads = call.integers(1, "pads")
     some = len(call.node.input) > 3 and call.node.input[3] != ""
     if rank is None or pads is None or len(pads) != 2 * rank or some:
+        return None
+    if not call.numbers and call.given.get("mode", b"constant") == b"constant":
         return None
     axes = [axis for axis in range(rank) if pads[axis] or pads[axis + rank]]
     if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):

@@ -277,6 +277,8 @@ def _paired(
     The second file may lack inputs of the first, which it does not read.
     """
     by_name: Mapping[str, ValueInfoProto] = {value.name: value for value in others}
+    if len({value.name for value in ones}) < len(ones):  # One name twice is two ports.
+        by_name = {}
     shared = [(value, by_name[value.name]) for value in ones if value.name in by_name]
     if len(shared) == len(others) and (len(others) == len(ones) or some):
         return shared

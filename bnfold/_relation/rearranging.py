@@ -151,7 +151,7 @@ def sliced(call: Call) -> Pair | None:
     """Slice: numbers that vary along a cut axis are cut alike."""
     rank, one = call.rank(), call.first
     found = [call.integers(k, name) for k, name in ((1, "starts"), (2, "ends"), (3, "axes"))]
-    steps = call.integers(4)
+    steps = call.integers(4, "steps")
     starts, ends, axes = found
     if rank is None or starts is None or ends is None or axes is None or steps is None:
         return None

@@ -7,10 +7,10 @@ what it reads. The second file may know more than the first about a tensor that 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from bnfold._onnx.read.scopes import Scope
+from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.amounts import (
     Size,
     even_quotient,
@@ -22,6 +22,15 @@ from bnfold._relation.amounts import (
 )
 
 Ints = tuple[int | None, ...]
+_KNOWN_DOMAINS = ("", "ai.onnx", "com.microsoft")
+_LEAVING = frozenset(
+    (
+        *("Compress", "ConstantOfShape", "Expand", "If", "Loop", "NonMaxSuppression", "NonZero"),
+        *("OneHot", "Pad", "Range", "Resize", "Scan", "SequenceAt", "Slice", "Split", "Tile"),
+        *("TopK", "Unique"),
+    )
+)
+"""Operators that may put out nothing, whatever they read."""
 
 
 @dataclass(eq=False)
@@ -41,6 +50,7 @@ class Sizes:
         inputs: the names of the sizes of the model's inputs, of which none is empty.
         doubted: names in the target of a Reshape that copies a size where a 0 is asked for: what it
             puts out may have another size.
+        open: names of sizes that may well be 0, such as how many numbers a NonZero finds.
     """
 
     bases: dict[int, tuple[Size, ...]] = field(default_factory=dict)
@@ -53,11 +63,13 @@ class Sizes:
     is_new: bool = False
     inputs: set[Hashable] = field(default_factory=set)
     doubted: set[Hashable] = field(default_factory=set)
+    open: set[Hashable] = field(default_factory=set)
 
     def begin(self) -> None:
         """The first file is walked from its beginning: bases have new numbers."""
         self.bases.clear()
         self.tensors.clear()
+        self.open.clear()
         self.learns, self.is_new = True, False
 
     def learn(self, one: Size | None, other: Size | None) -> None:
@@ -103,6 +115,22 @@ class Sizes:
         """Note that a Reshape to a size may put out another one, unless that is above 0."""
         if not isinstance(size, int) and not self.is_positive(size):
             self.doubted.update(name for product, _ in size.terms for name in product)
+
+    def open_up(self, scope: Scope, name: str, size: Size, read: Iterable[Size | None]) -> None:
+        """Note that a size of a tensor may be 0: its operator may leave nothing, or read nothing.
+
+        ``read`` are the sizes of what that reads. Those of the model's inputs are not 0.
+        """
+        node = scope.writer(name)
+        leaves = type_of(node) in _LEAVING or node.domain not in _KNOWN_DOMAINS
+        given = not node.op_type and scope.path and not name.startswith("\0")
+        if not isinstance(size, int) and (leaves or given or any(map(self.is_open, read))):
+            names = {name for product, _ in size.terms for name in product}
+            self.open.update(names - self.inputs)
+
+    def is_open(self, size: Size | None) -> bool:
+        """Whether a size may well be 0."""
+        return size is not None and any(holds(size, name) for name in self.open)
 
     def named(self, own: tuple[Hashable, ...], axis: int) -> Size:
         """The size of an axis of a tensor, by a name that no other has, or what that is, too."""

@@ -165,7 +165,8 @@ class Turning(Moving):
     def product(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a Gemm or FusedMatMul is done with that reads a transposed operand.
 
-        The last two axes are exchanged; of a constant operand they are as they are.
+        The last two axes are exchanged; of a constant operand they are as they are. Ahead of a
+        vector onnxruntime exchanges nothing: nothing is made of that.
         """
         if type_of(node) not in _OF_PRODUCTS or len(node.input) < 2:
             return False
@@ -173,10 +174,13 @@ class Turning(Moving):
         if any(given.get(key, 0) for key in ("transBatchA", "transBatchB")):
             return False
         names, left = list(node.input), []
+        ranks = [self.side.rank(scope, name) for name in names[:2]]
+        if type_of(node) != "Gemm" and not (ranks[1] or 0) > 1:
+            return False
         for place, key in enumerate(("transA", "transB")):
             if not given.get(key, 0):
                 continue
-            rank = self.side.rank(scope, names[place])
+            rank = ranks[place]
             if self.side.floats(scope, names[place]) is not None or rank is None or rank < 2:
                 left.append(key)
                 continue

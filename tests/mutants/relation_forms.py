@@ -8,6 +8,7 @@ FUSED = "tests/relation/test_fused.py"
 JOINING = "tests/relation/test_joining.py"
 FOLLOWING = "tests/relation/test_following.py"
 TURNING = "tests/relation/test_turning.py"
+BESIDE = "tests/relation/test_beside.py"
 
 MUTANTS = (
     Mutant(
@@ -227,5 +228,40 @@ MUTANTS = (
         'held.get("keepdims", 1) == 1, last',
         'held.get("keepdims", 1) == 1',
         FOLLOWING,
+    ),
+    Mutant(
+        "ranges that are attributes have no steps",
+        "_relation/rearranging.py",
+        'call.integers(4, "steps")',
+        "call.integers(4)",
+        BESIDE,
+    ),
+    Mutant(
+        "what an operator reads beside its data does not count",
+        "_relation/passing.py",
+        "if law is None or (call.kind not in _OF_ALL and not call.others_agree()):",
+        "if law is None:",
+        BESIDE,
+    ),
+    Mutant(
+        "a value around the data that is no stored number is moved with them",
+        "_relation/pointwise.py",
+        'if not call.numbers and call.given.get("mode", b"constant") == b"constant":',
+        "if False:",
+        BESIDE,
+    ),
+    Mutant(
+        "a Clip whose bounds are data has bounds that are numbers",
+        "_relation/pointwise.py",
+        "not scale or not call.numbers:",
+        "not scale:",
+        BESIDE,
+    ),
+    Mutant(
+        "a matrix ahead of a vector is transposed",
+        "_relation/turning.py",
+        'if type_of(node) != "Gemm" and not (ranks[1] or 0) > 1:',
+        "if False:",
+        TURNING,
     ),
 )

@@ -7,6 +7,7 @@ from .planting import Mutant
 _BRANCHES = "tests/relation/test_branches.py"
 _LEARNED = "tests/relation/test_learned.py"
 _EXTENTS = "tests/relation/test_extents.py"
+_EDGES = "tests/relation/test_edges.py"
 MUTANTS = (
     Mutant(
         "an If takes the other branch",
@@ -148,5 +149,54 @@ MUTANTS = (
         "one if one == other else None",
         "one",
         _LEARNED,
+    ),
+    Mutant(
+        "an operator leaves something",
+        "_relation/sizes.py",
+        "(leaves or given or any(map(self.is_open, read)))",
+        "(given or any(map(self.is_open, read)))",
+        _EDGES,
+    ),
+    Mutant(
+        "an operator that reads nothing puts out something",
+        "_relation/sizes.py",
+        "(leaves or given or any(map(self.is_open, read)))",
+        "(leaves or given)",
+        _EDGES,
+    ),
+    Mutant(
+        "inference is believed of a size that may be 0",
+        "_relation/integers.py",
+        "return None if self.sizes.is_open(made) else made",
+        "return made",
+        _EDGES,
+    ),
+    Mutant(
+        "a size that may be 0 is the target of a Reshape",
+        "_relation/outlines.py",
+        "(size.is_size and not held.sizes.is_open(size))",
+        "size.is_size",
+        _EDGES,
+    ),
+    Mutant(
+        "integers are cut where sizes are large alone",
+        "_relation/amounts.py",
+        "< 1 << bits // 2",
+        "< 1 << bits",
+        _EDGES,
+    ),
+    Mutant(
+        "two outputs of one name are one",
+        "_relation/proof.py",
+        "        by_name = {}\n",
+        "        pass\n",
+        _EDGES,
+    ),
+    Mutant(
+        "a default value tells sizes",
+        "_onnx/read/shapes.py",
+        "stored = [tensor for tensor in skeleton.graph.initializer if tensor.name not in given]",
+        "stored = list(skeleton.graph.initializer)",
+        _EDGES,
     ),
 )

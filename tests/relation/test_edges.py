@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bnfold import UsageError
 
@@ -248,3 +248,69 @@ def test_numbers_in_float64_are_told_apart_beyond_float32():
     assert proof(clip(0.1), clip(0.1 * off)).status != "proved"
     assert proof(turned, product(weight[::-1])).status == "proved"
     assert proof(turned, product(weight[::-1] * (1, off))).status != "proved"
+
+
+def test_an_output_that_is_named_twice_is_two_outputs():
+    one = model(op("Relu", "x", "y"), x=(6,), y="y y")
+    other = model(op("Relu", "x", "y"), op("Neg", "x", "z"), x=(6,), y="y z")
+    assert differ(one, other, {"x": rand(6)})
+    assert proof(one, other).status != "proved"
+    assert proof(other, one).status != "proved"
+    assert proof(one, one).status == "proved"
+
+
+@pytest.mark.parametrize(("kind", "factor"), [(np.int32, 2**29), (np.int64, 2**62)])
+def test_integers_that_are_cut_where_sizes_are_not_large(kind, factor):
+    def made(number):
+        to = TensorProto.INT32 if kind == np.int32 else TensorProto.INT64
+        nodes = op("Shape", "x", "s", end=1), op("Cast", "s", "n", to=to)
+        nodes += op("Mul", "n c", "m"), op("Div", "m c", "q"), op("Cast", "q", "y", to=1)
+        return model(*nodes, x=("n", 3), weights={"c": kind([number])})
+
+    assert differ(made(factor), made(1), {"x": rand(8, 3)})
+    assert proof(made(factor), made(1)).status != "proved"
+    assert proof(made(3), made(1)).status == "proved"
+
+
+@pytest.mark.parametrize("kind", ["NonZero", "Slice", "derived"])
+def test_a_size_that_may_be_0_tells_no_reshape(kind):
+    """A 0 stands for the size that is there: 24 behind one Reshape, 4 without it."""
+    count = {
+        "NonZero": [op("NonZero", "m", "o"), op("Shape", "o", "n", start=1)],
+        "Slice": [op("Slice", "m k6 k9", "o"), op("Shape", "o", "n")],
+        "derived": [op("NonZero", "m", "o"), op("Trilu", "o", "t")],
+    }[kind]
+    weights = {"k6": ints(6), "k9": ints(9), "back": ints(-1, 1), "rest": ints(-1)}
+    if kind == "derived":
+        count.append(op("Shape", "t", "n", start=1))
+
+    def made(*nodes, of):
+        target = op("Concat", "n rest", "to", axis=0)
+        x = {"x": (4, 6, 5), "m": ("m",)}
+        last = op("Reshape", f"{of} to", "z"), op("Relu", "z", "y")
+        return model(*count, *nodes, target, *last, x=x, weights=weights)
+
+    ahead = [op("Concat", "back n", "first", axis=0), op("Reshape", "x first", "w")]
+    one, other = made(*ahead, of="w"), made(of="x")
+    assert differ(one, other, {"x": rand(4, 6, 5), "m": np.zeros(6, np.float32)})
+    assert proof(one, other).status != "proved"
+    assert proof(one, one).status == "proved"
+
+
+def test_a_default_value_tells_no_sizes():
+    """A caller may set what has one: here the target of a Reshape."""
+
+    def made(is_input, *behind):
+        nodes = op("Reshape", "x to", "z"), *(behind or [op("Shape", "z", "s")])
+        held = model(*nodes, op("Cast", "s", "y", to=1), x=("a", "b"), weights={"to": ints(3, 2)})
+        held.graph.initializer.extend([numpy_helper.from_array(ints(3, 2), "k")])
+        if is_input:
+            held.graph.input.append(value("to", TensorProto.INT64, 2))
+        return held
+
+    feeds = {"x": rand(2, 3), "to": ints(6, 1)}
+    one, other = made(True), made(True, op("Identity", "k", "s"))
+    assert differ(one, other, feeds)
+    assert proof(one, other).status != "proved"
+    assert proof(one, one).status == "proved"
+    assert proof(made(False), made(False, op("Identity", "k", "s"))).status == "proved"

@@ -190,6 +190,21 @@ def test_what_is_left_as_it_is(node, opset):
     assert "proved" not in (proof(one, other).status, proof(other, one).status)
 
 
+@pytest.mark.parametrize(("names", "is_same"), [("x k", False), ("x v", False), ("k x", True)])
+def test_a_product_with_a_vector(names, is_same):
+    """Ahead of a vector onnxruntime leaves the matrix as it is, whatever transA says."""
+    ahead, key = (
+        op("ReduceMean", "z", "v", axes=[0, 1], keepdims=0),
+        "transB" if is_same else "transA",
+    )
+    turned = [turn("x", "t", (0, 2, 1)), op("MatMul", names.replace("x", "t"), "y")]
+    one = made(ahead, *turned)
+    other = made(ahead, op("FusedMatMul", names, "y", domain="com.microsoft", **{key: 1}))
+    assert differ(one, other, {"x": rand(*X), "z": rand(*X)}) is not is_same
+    expected = {"proved"} if is_same else {"not proved"}
+    assert {proof(one, other).status, proof(other, one).status} == expected
+
+
 @pytest.mark.parametrize(
     ("narrow", "wide", "is_same"),
     [
