@@ -295,3 +295,24 @@ def test_a_size_that_may_be_0_tells_no_reshape(kind):
     assert differ(one, other, {"x": rand(4, 6, 5), "m": np.zeros(6, np.float32)})
     assert proof(one, other).status != "proved"
     assert proof(one, one).status == "proved"
+
+
+def test_what_differs_for_one_output_is_not_believed_for_another():
+    """A part of the other data, in reverse, is no part of x for the next output either."""
+    ranges = {"begin": ints(-1), "end": ints(-99), "a": ints(1), "back": ints(-1)}
+    weights = {
+        "c": floats(1, 2, 3, 4),
+        "zero": ints(0),
+        "two": ints(2),
+        "third": ints(-3),
+        **ranges,
+    }
+    scaled, cut = op("Mul", "x c", "s"), "{} begin end a back"
+    ones = [scaled, op("Slice", cut.format("s"), "b"), op("Relu", "b", "y")]
+    ones.append(op("Slice", "x begin third a back", "z"))
+    others = [op("Slice", cut.format("x"), "b"), op("Relu", "b", "y"), scaled]
+    others += [op("Slice", cut.format("s"), "d"), op("Slice", "d zero two a", "z")]
+    one, other = (model(*n, x=(3, 4), y="y z", weights=weights) for n in (ones, others))
+    assert differ(one, other, {"x": rand(3, 4)})
+    assert [each.status for each in proof(one, one).outputs] == ["proved"] * 2
+    assert "proved" not in [each.status for each in proof(one, other).outputs]
