@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -314,3 +315,19 @@ def test_a_default_value_tells_no_sizes():
     assert proof(one, other).status != "proved"
     assert proof(one, one).status == "proved"
     assert proof(made(False), made(False, op("Identity", "k", "s"))).status == "proved"
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Div"])
+def test_sizes_that_nobody_can_write_out_take_no_time(kind):
+    """(a + b + …)² thirty times over, and a quotient of quotients."""
+    nodes = [op("Shape", "x", "s"), *(op("Gather", f"s i{k}", f"n{k}") for k in range(8))]
+    weights = {f"i{k}": np.int64(k) for k in range(8)} | {"one": np.int64(1)}
+    nodes += [op("Add", "n0 n1", "v1")]
+    nodes += [op("Add", f"v{k - 1} n{k}", f"v{k}") for k in range(2, 8)]
+    for k in range(8, 38):
+        nodes.append(op("Add", f"v{k - 1} one", f"w{k}"))
+        nodes.append(op(kind, f"v{k - 1} w{k}", f"v{k}"))
+    made = model(*nodes, op("Cast", "v37", "y", to=1), x=tuple("abcdefgh"), weights=weights)
+    start = time.monotonic()
+    assert proof(made, made).status == "proved"
+    assert time.monotonic() - start < 20
