@@ -192,4 +192,11 @@ MUTANTS = (
         "        pass\n",
         _EDGES,
     ),
+    Mutant(
+        "a default value tells sizes",
+        "_onnx/read/shapes.py",
+        "stored = [tensor for tensor in skeleton.graph.initializer if tensor.name not in given]",
+        "stored = list(skeleton.graph.initializer)",
+        _EDGES,
+    ),
 )

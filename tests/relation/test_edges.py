@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bnfold import UsageError
 
@@ -316,3 +317,38 @@ def test_what_differs_for_one_output_is_not_believed_for_another():
     assert differ(one, other, {"x": rand(3, 4)})
     assert [each.status for each in proof(one, one).outputs] == ["proved"] * 2
     assert "proved" not in [each.status for each in proof(one, other).outputs]
+
+
+def test_a_default_value_tells_no_sizes():
+    """A caller may set what has one: here the target of a Reshape."""
+
+    def made(is_input, *behind):
+        nodes = op("Reshape", "x to", "z"), *(behind or [op("Shape", "z", "s")])
+        held = model(*nodes, op("Cast", "s", "y", to=1), x=("a", "b"), weights={"to": ints(3, 2)})
+        held.graph.initializer.extend([numpy_helper.from_array(ints(3, 2), "k")])
+        if is_input:
+            held.graph.input.append(value("to", TensorProto.INT64, 2))
+        return held
+
+    feeds = {"x": rand(2, 3), "to": ints(6, 1)}
+    one, other = made(True), made(True, op("Identity", "k", "s"))
+    assert differ(one, other, feeds)
+    assert proof(one, other).status != "proved"
+    assert proof(one, one).status == "proved"
+    assert proof(made(False), made(False, op("Identity", "k", "s"))).status == "proved"
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Div"])
+def test_sizes_that_nobody_can_write_out_take_no_time(kind):
+    """(a + b + …)² thirty times over, and a quotient of quotients."""
+    nodes = [op("Shape", "x", "s"), *(op("Gather", f"s i{k}", f"n{k}") for k in range(8))]
+    weights = {f"i{k}": np.int64(k) for k in range(8)} | {"one": np.int64(1)}
+    nodes += [op("Add", "n0 n1", "v1")]
+    nodes += [op("Add", f"v{k - 1} n{k}", f"v{k}") for k in range(2, 8)]
+    for k in range(8, 38):
+        nodes.append(op("Add", f"v{k - 1} one", f"w{k}"))
+        nodes.append(op(kind, f"v{k - 1} w{k}", f"v{k}"))
+    made = model(*nodes, op("Cast", "v37", "y", to=1), x=tuple("abcdefgh"), weights=weights)
+    start = time.monotonic()
+    assert proof(made, made).status == "proved"
+    assert time.monotonic() - start < 20

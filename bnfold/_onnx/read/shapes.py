@@ -122,14 +122,18 @@ def infer(
     _copy_graph(model.graph, skeleton.graph, symbols, own)
     for function in model.functions:
         _copy_function(function, skeleton.functions.add(), own)
+    # From IR version 4 on, an initializer that is also an input is only a default value.
+    given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
+    stored = [tensor for tensor in skeleton.graph.initializer if tensor.name not in given]
+    if len(stored) < len(skeleton.graph.initializer):  # Inference takes it for what it is.
+        del skeleton.graph.initializer[:]
+        skeleton.graph.initializer.extend(stored)
     if equal_dims and symbols is not None:
         _name_sizes(model.graph, skeleton.graph)
     if not believe_bodies:
         _doubt_bodies(skeleton.graph)
     stand_in(skeleton.graph, opset, {(f.domain, f.name) for f in model.functions})
     inferred = run(skeleton)
-    # From IR version 4 on, an initializer that is also an input is only a default value.
-    given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
     while declare(inferred, skeleton.graph, given):
         inferred = run(skeleton)
     if not model.training_info:  # which may bind what is stored to something else
