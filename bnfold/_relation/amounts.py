@@ -7,8 +7,9 @@ written otherwise may be equal all the same.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 Product = tuple[Hashable, ...]
@@ -78,9 +79,34 @@ def times(one: Size, other: Size) -> Size:
     return _made(made)
 
 
+_MOST = 1 << 14
+"""No more parts are multiplied out: a short file may ask for more than memory holds."""
+
+
+def weight(value: Size) -> int:
+    """How many parts an amount is written with, those within quotients among them."""
+    if isinstance(value, int):
+        return 1
+    parts = (name for product, _ in value.terms for name in product)
+    inner = (each for name in parts if isinstance(name, tuple) for each in name[1:])
+    return _width(value) + sum(weight(each) for each in inner if isinstance(each, Amount))
+
+
+def _width(value: Size) -> int:
+    return 1 if isinstance(value, int) else sum(1 + len(product) for product, _ in value.terms)
+
+
+def are_many(values: Sequence[Size]) -> bool:
+    """Whether the product of amounts, or their quotient, may have more parts than are written."""
+    return prod(map(_width, values)) > _MOST or sum(map(weight, values)) > _MOST
+
+
 def product_of(values: Iterable[Size]) -> Size:
-    """The product of several amounts; 1 of none."""
+    """The product of several amounts; 1 of none. One of too many parts has a name."""
     made: Size = 1
+    values = tuple(values)
+    if are_many(values):
+        return named(("product", *values))
     for value in values:
         made = times(made, value)
     return made

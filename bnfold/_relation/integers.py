@@ -20,6 +20,7 @@ from bnfold._onnx.read.sizes import factors
 from bnfold._relation.amounts import (
     Size,
     are_equal,
+    are_many,
     fits,
     plus,
     product_of,
@@ -301,7 +302,9 @@ def _arithmetic(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None
     read = read_all(held, scope, node)
     pairs = in_pairs(read) if read is not None and scope.opset >= 7 else None
     rule = _ARITHMETIC[node.op_type]
-    if pairs is None or (node.op_type == "Div" and any(b == 0 for _, b in pairs[0])):
+    if pairs is None or any(map(are_many, pairs[0])):
+        return None
+    if node.op_type == "Div" and any(b == 0 for _, b in pairs[0]):
         return None
     return Numbers(tuple(rule(a, b) for a, b in pairs[0]), pairs[1])
 

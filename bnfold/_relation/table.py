@@ -31,6 +31,8 @@ Part = tuple[Hashable, Expression | None]
 
 RANDOM = frozenset((*DRAWING, "Dropout"))
 """Two of them put out other numbers, whatever they read."""
+_NOTES = ("roots", "cuts", "turns", "chains", "joins", "nots", "clips", "widened")
+"""What a table holds of bases besides how they are made."""
 OWN = "\0torch"
 """The domain of PyTorch's operators that have no other name; no file has it."""
 
@@ -102,6 +104,7 @@ class Table:
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
             what the data are.
+        noted: what the first file alone has noted of bases; None until it has been walked.
     """
 
     operators: dict[Hashable, list[Known]] = field(default_factory=dict)
@@ -118,9 +121,17 @@ class Table:
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)
+    noted: dict[str, dict[Any, Any]] | None = None
 
     def reset(self) -> None:
-        """Forget what the second file has used."""
+        """Forget what the second file has used, and what it has noted of bases.
+
+        Where it is not the first one, what it notes may be wrong: no other output may rest on it.
+        """
+        if self.noted is None:
+            self.noted = {name: dict(getattr(self, name)) for name in _NOTES}
+        for name, notes in self.noted.items():
+            setattr(self, name, dict(notes))
         for known in itertools.chain.from_iterable(self.operators.values()):
             known.is_used = False
         for held in itertools.chain.from_iterable(self.sums.values()):

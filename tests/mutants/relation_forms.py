@@ -9,6 +9,7 @@ JOINING = "tests/relation/test_joining.py"
 FOLLOWING = "tests/relation/test_following.py"
 TURNING = "tests/relation/test_turning.py"
 BESIDE = "tests/relation/test_beside.py"
+EDGES = "tests/relation/test_edges.py"
 
 MUTANTS = (
     Mutant(
@@ -263,5 +264,12 @@ MUTANTS = (
         'if type_of(node) != "Gemm" and not (ranks[1] or 0) > 1:',
         "if False:",
         TURNING,
+    ),
+    Mutant(
+        "what one output's walk has noted stays for the next one",
+        "_relation/table.py",
+        "setattr(self, name, dict(notes))",
+        "pass",
+        EDGES,
     ),
 )
