@@ -250,6 +250,8 @@ def test_a_function_of_another_opset():
             weights=params("a", 3, 4),
         )
         assert bool(bnfold.plan(m).folds) == folding
+        once = done(m)
+        assert all(one.holds for one in certify(m, once.folded, once.applied))
         if not folding:
             kept = kept_by(m)["bn"]
             assert kept.graph == "function my::Block"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.defs import SchemaError, get_schema
 from onnx.inliner import inline_local_functions
 
 from bnfold._errors import first_line
@@ -68,7 +69,8 @@ def _stored(graph: GraphProto) -> list[tuple[str, TensorProto]]:
 def _skeleton(model: ModelProto) -> ModelProto:
     """A model without the numbers of its initializers, in which calls give every attribute.
 
-    The inliner of onnx forgets the defaults of functions (seen in onnx 1.23).
+    The inliner of onnx forgets the defaults of functions, and leaves those of another opset as they
+    are (seen in onnx 1.23): a function has that of the model, if its operators are the same there.
     """
     copy = ModelProto(ir_version=model.ir_version)
     copy.opset_import.extend(model.opset_import)
@@ -81,9 +83,39 @@ def _skeleton(model: ModelProto) -> ModelProto:
         copy.graph.initializer.append(TensorProto(name=tensor.name, data_type=tensor.data_type))
     copy.graph.sparse_initializer.extend(model.graph.sparse_initializer)
     defaults = {key_of(function): function.attribute_proto for function in copy.functions}
+    for function in copy.functions:
+        _agree(function, copy)
     for nodes in (copy.graph.node, *(function.node for function in copy.functions)):
         _complete(nodes, defaults)
     return copy
+
+
+def _agree(function: FunctionProto, model: ModelProto) -> None:
+    """Give a function the model's versions of opsets in which its operators are the same ones."""
+    versions = {_own(entry.domain): entry.version for entry in model.opset_import}
+    used, waiting = set[tuple[str, str]](), [function.node]
+    while waiting:
+        for node in waiting.pop():
+            used.add((_own(node.domain), node.op_type))
+            waiting += (graph.node for _, graph in bodies(node))
+    for entry in function.opset_import:
+        domain = _own(entry.domain)
+        around = versions.get(domain, entry.version)
+        kinds = [kind for of, kind in used if of == domain]
+        if all(_since(k, around, domain) == _since(k, entry.version, domain) for k in kinds):
+            entry.version = around
+
+
+def _since(kind: str, version: int, domain: str) -> int:
+    """The version since which an operator is what it is; that of the opset where it is unknown."""
+    try:
+        return int(get_schema(kind, version, domain).since_version)
+    except SchemaError:
+        return version
+
+
+def _own(domain: str) -> str:
+    return "" if domain in _OWN else domain
 
 
 def _complete(nodes: Iterable[NodeProto], defaults: Mapping[Key, Iterable[AttributeProto]]) -> None:

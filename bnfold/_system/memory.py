@@ -59,8 +59,12 @@ def is_bounded() -> bool:
 def _warm_up() -> None:
     """Let NumPy's library for matrix products take its working memory now; it keeps that.
 
-    If it got none later, it would end the process.
+    If it got none later, it would end the process. The libraries of onnx and onnxruntime are
+    loaded, for they cannot be once more where memory has run out on the first try.
     """
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+
     square = np.ones((_SQUARE, _SQUARE))
     square @ square
 

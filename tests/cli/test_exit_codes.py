@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
+import onnx
 import pytest
 
 from . import examples
@@ -68,7 +69,14 @@ def test_what_cannot_run_cannot_be_judged(strange, tmp_path):
 
 
 def test_what_cannot_run_but_is_folded_wrong_fails(strange, tmp_path):
-    """The certificate needs no runtime."""
+    """The certificate needs no runtime. Of what ONNX calls no valid model, it is told as that."""
+    made = onnx.load(strange)
+    refused(
+        bnfold(strange, "-o", tmp_path / "out.onnx", factor=TOO_LARGE), "Unrecognized attribute"
+    )
+    made.graph.node[-1].domain = "my.plugin"
+    made.opset_import.add(domain="my.plugin", version=1)
+    onnx.save(made, strange)
     run = bnfold(strange, "-o", tmp_path / "out.onnx", factor=TOO_LARGE)
     assert run.code == 1
     assert not (tmp_path / "out.onnx").exists()

@@ -297,15 +297,15 @@ def test_a_bound_that_is_there_already_is_not_widened(heavy):
     import resource
 
     def tight() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (180_000_000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_DATA, (130_000_000, resource.RLIM_INFINITY))
 
     run = process(heavy, "--memory", "8GB", "--no-verify", before=tight)
     assert (run.code, run.out, run.err) == (3, "", OUT_OF_MEMORY)
 
 
 OUT_OF_MEMORY = "error: out of memory\n"
-# MB that may be enough where sessions take little: over three times what the model holds.
-_MAY_DO = 120
+# MB that may be enough where sessions take little: over twice what the model holds.
+_MAY_DO = 90
 
 
 @linux

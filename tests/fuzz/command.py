@@ -73,6 +73,7 @@ def run(arguments: Sequence[str], folder: Path) -> Ended:
     streams = [own / "out", own / "err"]
     summary = own / "summary"
     summary.write_bytes(b"")
+    before = _resident()
     child = _forked(lambda: _command(arguments, folder, streams, summary))
     status, usage = _waited(child)
     left = [path.name for path in own.iterdir() if path not in (*streams, summary)]
@@ -82,9 +83,15 @@ def run(arguments: Sequence[str], folder: Path) -> Ended:
         os.waitstatus_to_exitcode(status),
         *(path.read_bytes().decode(errors="replace") for path in streams),
         seconds=usage.ru_utime + usage.ru_stime,
-        peak=usage.ru_maxrss * 1024,
+        peak=usage.ru_maxrss * 1024 - before,
         summary=summary.read_bytes().decode(errors="replace"),
     )
+
+
+def _resident() -> int:
+    """The bytes that this process holds, which a copy of it begins with."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _command(
@@ -245,9 +252,8 @@ def _check_ending(case: Case, ended: Ended, usual: int) -> None:
     for sign in ("Traceback", "defect of bnfold", "Warning:"):
         if sign in ended.err or sign in ended.out:
             raise Wrong(f"exit code {ended.code}, {sign}: {(told or ended.out)[-300:]}")
-    overflows = (
-        "infinite at other places" in ended.out
-    )  # The fold may, where the original does not.
+    # The fold may overflow where the original does not.
+    overflows = "infinite at other places" in ended.out
     if ended.code == 1 and not overflows and _OWN_FOLD & set(case.arguments):
         raise Wrong(f"a fold of its own is called wrong: {ended.out[-300:]}")
     if ended.code == 2 and (not told.startswith("error: ") or told.count("\n")):

@@ -460,4 +460,11 @@ MUTANTS = (
         '            if kind == "":',
         "tests/test_integer_products.py",
     ),
+    Mutant(
+        "functions of another opset cannot be inlined",
+        "_proof/inlined_calls.py",
+        "            entry.version = around",
+        "            pass",
+        "tests/test_inlined_calls.py::test_a_function_of_another_opset",
+    ),
 )

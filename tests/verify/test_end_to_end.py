@@ -181,7 +181,7 @@ def test_another_shape_or_type_fails(save: Save, judge: Compare) -> None:
 @pytest.mark.parametrize(
     "change, text",
     [
-        (lambda m: setattr(m.graph.input[0], "name", "z"), "does not run"),
+        (lambda m: setattr(m.graph.input[0], "name", "z"), "which nothing writes"),
         (lambda m: setattr(m.graph.output[0], "name", "n"), "outputs are not the same"),
         (lambda m: m.graph.output.add().CopyFrom(m.graph.input[0]), "outputs are not the same"),
         (
@@ -194,7 +194,7 @@ def test_another_shape_or_type_fails(save: Save, judge: Compare) -> None:
             lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[1], "dim_param", "C"),
             "input x is",
         ),
-        (lambda m: m.graph.ClearField("initializer"), "does not run"),
+        (lambda m: m.graph.ClearField("initializer"), "which nothing writes"),
         (lambda m: setattr(m.graph.node[0], "op_type", "NoSuchOperator"), "does not run"),
     ],
 )
