@@ -238,7 +238,7 @@ MUTANTS = (
         "_relation/proof.py",
         "if not problem.is_sure or not problem.units",
         "if not problem.units",
-        "tests/relation/test_proof.py",
+        "tests/relation/test_relations.py",
     ),
     Mutant(
         "weights of a sum of branches are compared one branch at a time",
@@ -361,7 +361,7 @@ MUTANTS = (
         "_relation/relations.py",
         "if first.terms or second.terms or first.shift.shape != second.shift.shape:",
         "if first.terms or second.terms:",
-        "tests/relation/test_attacks.py",
+        "tests/relation/test_relations.py",
     ),
     Mutant(
         "the channels of a sum lie where those of a part do",
@@ -599,7 +599,7 @@ MUTANTS = (
         "_relation/relations.py",
         "np.where(still & same, 0.0, mass)",
         "np.where(still, 0.0, mass)",
-        "tests/test_converters.py",
+        "tests/relation/test_relations.py",
     ),
     Mutant(
         "a place that another one may make up for refutes",
