@@ -101,7 +101,7 @@ def littering(draft):
 
 
 def wasteful(*_):
-    np.ones(900 << 20, np.int8)
+    np.ones(1200 << 20, np.int8)
 
 
 def spoiling(draft):
