@@ -137,16 +137,21 @@ def outcome_lines(
 
 def extra_lines(outcome: Outcome) -> Iterator[str]:
     """Yield what was done to a model besides folding."""
-    yield from map(str, outcome.inputs)
-    if outcome.tidied:
-        told = ", ".join(f"{count} {op}" for op, count in outcome.tidied.items())
-        yield f"took out what does nothing: {told}"
-    if outcome.frozen:
-        yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
+    yield from _ahead_lines(outcome, "")
     if outcome.simplification is not None:
         yield _simplification_line(outcome.simplification)
     if outcome.equalization is not None:
         yield from _equalization_lines(outcome.equalization, verbose=False)
+
+
+def _ahead_lines(outcome: Outcome, would: str) -> Iterator[str]:
+    """Yield what was done to a model ahead of folding."""
+    yield from map(str, outcome.inputs)
+    if outcome.tidied:
+        told = ", ".join(f"{count} {op}" for op, count in outcome.tidied.items())
+        yield f"{'would take' if would else 'took'} out what does nothing: {told}"
+    if outcome.frozen:
+        yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
 
 
 def _simplification_line(done: Simplification) -> str:
@@ -196,12 +201,7 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
     ``would`` is "would " where nothing is written, and "" where it is.
     """
     plan = outcome.plan
-    yield from map(str, outcome.inputs)
-    if outcome.tidied:
-        told = ", ".join(f"{count} {op}" for op, count in outcome.tidied.items())
-        yield f"{would or 'took out '}{'take out ' * bool(would)}what does nothing: {told}"
-    if outcome.frozen:
-        yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
+    yield from _ahead_lines(outcome, would)
     if plan.folds:
         sizes = ("file size", size_in_words(outcome.size_before), size_in_words(outcome.size_after))
         for line in fold_lines(plan, *(would + now if would else done for now, done in VERBS)):

@@ -111,13 +111,19 @@ def test_another_version_does_it_anew(model, tmp_path):
     assert not bnfold.run(model, tmp_path / "o.onnx", report=report, resume=True).resumed
 
 
-def test_interrupted_and_resumed(models, tmp_path):
-    """The index says so, nothing is left in between, and what was done is not done again."""
-    out = tmp_path / "out"
+def at_the_last(models, out):
+    """A run that has come to the last model, which takes seconds."""
     (models / "last").mkdir()
     examples.save(examples.slow(), models / "last" / "z.onnx")
     running = start(models, "--output-dir", out)
     wait_for(lambda: list(out.glob("last/.bnfold-*/z.onnx")))
+    return running
+
+
+def test_interrupted_and_resumed(models, tmp_path):
+    """The index says so, nothing is left in between, and what was done is not done again."""
+    out = tmp_path / "out"
+    running = at_the_last(models, out)
     running.send_signal(signal.SIGINT)
     _, told = running.communicate()
     assert (running.returncode, told.decode().strip()) == (130, "interrupted")
@@ -138,10 +144,7 @@ def test_interrupted_and_resumed(models, tmp_path):
 def test_killed_and_resumed(models, tmp_path):
     """Whoever kills the command kills all that it has started."""
     out = tmp_path / "out"
-    (models / "last").mkdir()
-    examples.save(examples.slow(), models / "last" / "z.onnx")
-    running = start(models, "--output-dir", out)
-    wait_for(lambda: list(out.glob("last/.bnfold-*/z.onnx")))
+    running = at_the_last(models, out)
     running.kill()
     running.communicate()
     wait_for(lambda: not list(out.rglob(".bnfold-*")))

@@ -1,87 +1,13 @@
-"""Bugs in the proof by relation: `_relation`. What is another function is proved to be the same."""
+"""Bugs in the walk of the proof, `_relation`: what is matched, moved and concluded.
+
+Of each, what is another function is proved to be the same.
+"""
 
 from __future__ import annotations
 
 from .planting import Mutant
 
 MUTANTS = (
-    Mutant(
-        "an infinite factor makes all weights one",
-        "_relation/linear.py",
-        "if not math.isfinite(alpha) or not math.isfinite(beta):",
-        "if False:",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "an infinite factor from the left makes all weights one",
-        "_relation/linear.py",
-        "if not all(math.isfinite(given.get(name, 1.0)) for",
-        "if not all(True for",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "every shift is a rounding of one that is infinite",
-        "_relation/relations.py",
-        "still = np.isfinite(shift) & (",
-        "still = (",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "every bound is a rounding of one that is infinite",
-        "_relation/pointwise.py",
-        "not (np.isfinite(meant) and abs(meant - other) <= slack)",
-        "not abs(meant - other) <= slack",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "a range that goes back to no end is empty",
-        "_relation/integers.py",
-        "if any(end in _ENDLESS and step < 0 for",
-        "if any(end in () and step < 0 for",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "a scale that nobody knows is any scale",
-        "_relation/solving.py",
-        "np.minimum(slack, most(each.unit) * np.abs(value))",
-        "slack",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "a scale that nobody knows refutes",
-        "_relation/solving.py",
-        "is_vague = diff[row, place] <= off[row, place] + away[row, place]",
-        "is_vague = False",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "a weight of a channel that nobody knows refutes",
-        "_relation/solving.py",
-        "    slacks = [part[0].slack for side in sides",
-        "    slacks = [None for side in sides",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "a weight that nobody knows is any weight",
-        "_relation/rows.py",
-        "errors = np.minimum(errors, most(linear.unit))",
-        "pass",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "zeros of both signs are one number",
-        "_relation/fillings.py",
-        " or len(set(np.signbit(values).flat)) > 1",
-        "",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "an integer has the digits of a float64",
-        "_relation/fillings.py",
-        "return repr(number.item())",
-        "return repr(float(number))",
-        "tests/relation/test_attacks.py",
-    ),
     Mutant(
         "a square adds no axis",
         "_relation/walk.py",
@@ -90,39 +16,11 @@ MUTANTS = (
         "tests/relation/test_attacks.py",
     ),
     Mutant(
-        "every integer fits into every type",
-        "_relation/integers.py",
-        "if not all(fits(value,",
-        "if not all(True or fits(value,",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "a product over no axes is one over all",
-        "_relation/integers.py",
-        'attributes(node).get("noop_with_empty_axes", 0)',
-        "False",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
         "half precision holds every ε",
         "_relation/lowering.py",
         "return abs(held - number) <= number / 64",
         "return held >= 0",
         "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "bounds in float64 are rounded as in float32",
-        "_relation/pointwise.py",
-        "unit = 2.0**-52 if kind == TensorProto.DOUBLE else 2.0**-23",
-        "unit = 2.0**-23",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "an order of channels has weights that float32 rounds",
-        "_relation/linear.py",
-        "unit = float(np.finfo(np.float64).eps)",
-        "unit = float(np.finfo(np.float32).eps)",
-        "tests/relation/test_edges.py",
     ),
     Mutant(
         "rows that a product writes have any sizes",
@@ -167,57 +65,11 @@ MUTANTS = (
         "tests/verify/test_by_proof.py",
     ),
     Mutant(
-        "only the largest weights of a row are compared",
-        "_relation/solving.py",
-        "over = ~((diff <= away + off) | _is_same(one, other))",
-        "over = ~(diff <= away + off) & (np.abs(one) >= np.sort(np.abs(one), axis=1)[:, -1:])",
-        "tests/relation/test_proof.py",
-    ),
-    Mutant(
-        "a weight that is not a number is laid to rounding",
-        "_relation/solving.py",
-        "beyond = ~(far <= away[wrong] + np.abs(found)[:, None] * off[wrong])",
-        "beyond = far > away[wrong] + np.abs(found)[:, None] * off[wrong]",
-        "tests/relation/test_proof.py",
-    ),
-    Mutant(
-        "rounding explains a hundred units in the last place",
-        "_relation/linear.py",
-        "        error=weight.unit / 2,",
-        "        error=weight.unit * 50,",
-        "tests/relation/test_proof.py",
-    ),
-    Mutant(
         "what is left of a relation at an output does not matter",
         "_relation/matching.py",
         "        elif not related.is_identity:",
         "        elif False:",
         "tests/relation/test_proof.py",
-    ),
-    Mutant(
-        "a shift goes through zero padding as if there were none",
-        "_relation/linear.py",
-        "        inside = _inside(linear)",
-        "        inside = np.full(len(linear.places), True)",
-        "tests/relation/test_proof.py",
-    ),
-    Mutant(
-        "a scale of any sign passes a MaxPool",
-        "_relation/windows.py",
-        "    if axes is None or rank is None or not np.all(one.scale > 0):\n        return None\n"
-        "    if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):\n"
-        "        return None\n    return [",
-        "    if axes is None or rank is None:\n        return None\n"
-        "    if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):\n"
-        "        return None\n    return [",
-        "tests/relation/test_laws.py",
-    ),
-    Mutant(
-        "a mean that counts padding takes a shift along",
-        "_relation/windows.py",
-        'if one.shift.any() and given.get("count_include_pad", 0) and not plain:',
-        "if False:",
-        "tests/relation/test_laws.py",
     ),
     Mutant(
         "two draws of random numbers are one",
@@ -239,20 +91,6 @@ MUTANTS = (
         "if not problem.is_sure or not problem.units",
         "if not problem.units",
         "tests/relation/test_relations.py",
-    ),
-    Mutant(
-        "weights of a sum of branches are compared one branch at a time",
-        "_relation/rows.py",
-        "                total[:, :, at] += weights",
-        "                total[:, :, at] = weights",
-        "tests/relation/test_proof.py",
-    ),
-    Mutant(
-        "the scale between two layers in series is left out",
-        "_relation/series.py",
-        "gain = factor if outer.gain is None else factor * outer.gain",
-        "gain = np.ones_like(factor)",
-        "tests/relation/test_proof.py",
     ),
     Mutant(
         "the operands of every operator may change places",
@@ -280,13 +118,6 @@ MUTANTS = (
         "_relation/proof.py",
         "        if not _is_alike(a, b, exact):",
         "        if False:",
-        "tests/relation/test_proof.py",
-    ),
-    Mutant(
-        "the smallest numbers of half precision have its usual unit",
-        "_relation/relations.py",
-        "_SMALLEST = {2.0**-10: 2.0**-25, ",
-        "_SMALLEST = {",
         "tests/relation/test_proof.py",
     ),
     Mutant(
@@ -350,38 +181,10 @@ MUTANTS = (
         "tests/relation/test_attacks.py",
     ),
     Mutant(
-        "integers that are put out are compared as floats",
-        "_relation/tensors.py",
-        "return self.side.shapes.type(scope, name), numbers",
-        "return len(numbers.values), numbers.is_scalar",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "constants of other shapes are the same",
-        "_relation/relations.py",
-        "if first.terms or second.terms or first.shift.shape != second.shift.shape:",
-        "if first.terms or second.terms:",
-        "tests/relation/test_relations.py",
-    ),
-    Mutant(
         "the channels of a sum lie where those of a part do",
         "_relation/walk.py",
         "ranks = {self.side.rank(scope, n) for n in node.input} if 1 in axes else ()",
         "ranks = ()",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "numbers that cancel in one channel make all others vague",
-        "_relation/expressions.py",
-        "terms[term.base] = Term(term.base, scale, error * lost)",
-        "terms[term.base] = Term(term.base, scale, error * float(np.max(lost)))",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "unknown sizes of inputs are told by their order",
-        "_relation/integers.py",
-        "parts = [self.symbols.get(word) for word in words]",
-        "parts = [size_of(0, int(word[-1])) for word in words]",
         "tests/relation/test_attacks.py",
     ),
     Mutant(
@@ -392,38 +195,10 @@ MUTANTS = (
         "tests/relation/test_attacks.py",
     ),
     Mutant(
-        "a crop is a mean of its data",
-        "_relation/windows.py",
-        'if call.given.get("coordinate_transformation_mode", b"") == b"tf_crop_and_resize":',
-        "if False:",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "an axis of the same size is not resized",
-        "_relation/windows.py",
-        "    elif not _has_sizes(call):\n        same = [False] * rank",
-        "    elif False:\n        same = [False] * rank",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "an axis is resized by its size, whatever its scale",
-        "_relation/windows.py",
-        "each and factor == 1 for",
-        "each and factor > 0 for",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
         "functions of one name are the same",
         "_relation/walk.py",
         "key = key, self.side.functions",
         "key = key, ()",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "an infinite weight differs by an infinite rounding",
-        "_relation/rows.py",
-        "        sizes[~np.isfinite(sizes)] = 0.0",
-        "        pass",
         "tests/relation/test_attacks.py",
     ),
     Mutant(
@@ -448,32 +223,11 @@ MUTANTS = (
         "tests/relation/test_edges.py",
     ),
     Mutant(
-        "an operator on a sum is one on its parts, whatever their sizes",
-        "_relation/series.py",
-        "    if held.is_wide:",
-        "    if False:",
-        "tests/relation/test_attacks.py",
-    ),
-    Mutant(
         "overloads of a function are the same",
         "_relation/table.py",
         'kind = type_of(node), getattr(node, "overload", "")',
         "kind = type_of(node)",
         "tests/relation/test_attacks.py",
-    ),
-    Mutant(
-        "a window reads no padding behind the data",
-        "_relation/linear.py",
-        "((places >= 0) & (places < -extents)).all(axis=1)",
-        "((places >= 0) & (places <= -extents)).all(axis=1)",
-        "tests/relation/test_edges.py",
-    ),
-    Mutant(
-        "a window reads no padding ahead of the data",
-        "_relation/linear.py",
-        "((places >= 0) & (places < -extents)).all(axis=1)",
-        "(places < -extents).all(axis=1)",
-        "tests/relation/test_edges.py",
     ),
     Mutant(
         "any number keeps the axes of a reduction",
@@ -504,13 +258,6 @@ MUTANTS = (
         "tests/relation/test_sizes.py",
     ),
     Mutant(
-        "an initial state of any number is none",
-        "_relation/fillings.py",
-        "return float(self.number) == 0",
-        "return True",
-        "tests/relation/test_sizes.py",
-    ),
-    Mutant(
         "any power is a square",
         "_relation/walk.py",
         "return int(number) if number in (2, 3) else 0",
@@ -529,20 +276,6 @@ MUTANTS = (
         "_relation/places.py",
         "start, axis = at.values[0], attributes",
         "start, axis = abs(at.values[0]), attributes",
-        "tests/relation/test_sizes.py",
-    ),
-    Mutant(
-        "a size of any axis is the same",
-        "_relation/sizes.py",
-        'named(("size", *own, axis))',
-        'named(("size", *own))',
-        "tests/relation/test_sizes.py",
-    ),
-    Mutant(
-        "a channel is known as badly as the worst one",
-        "_relation/passing.py",
-        "errors[number] = np.maximum(errors[number], np.abs(ratio - 1))",
-        "errors[number] = most",
         "tests/relation/test_sizes.py",
     ),
     Mutant(
@@ -565,41 +298,6 @@ MUTANTS = (
         "tuple(1 if axis in place[1] else size for axis, size in enumerate(sizes))",
         "tuple(1 if axis >= len(sizes) - 1 else size for axis, size in enumerate(sizes))",
         "tests/relation/test_learned.py",
-    ),
-    Mutant(
-        "the smallest numbers of half precision are off by a whole step",
-        "_relation/relations.py",
-        "_SMALLEST = {2.0**-10: 2.0**-25, ",
-        "_SMALLEST = {2.0**-10: 2.0**-24, ",
-        "tests/relation/test_proof.py",
-    ),
-    Mutant(
-        "a part of external data begins where the tensor does",
-        "_onnx/tensors.py",
-        "file.seek(offset + number * step + start * inner)",
-        "file.seek(offset + number * step)",
-        "tests/relation/test_parts.py",
-    ),
-    Mutant(
-        "rows that are read are kept for all others",
-        "_relation/rows.py",
-        "if first < start or last >= start + len(values):",
-        "if first < start:",
-        "tests/relation/test_parts.py",
-    ),
-    Mutant(
-        "a row with one small weight does not depend on what it reads",
-        "_relation/rows.py",
-        "size = np.maximum(weights.max(axis=(1, 2)), -weights.min(axis=(1, 2)))",
-        "size = np.ones(stop - start)",
-        "tests/relation/test_parts.py",
-    ),
-    Mutant(
-        "a shift that rounding hides beside a scale is none in the other file either",
-        "_relation/relations.py",
-        "np.where(still & same, 0.0, mass)",
-        "np.where(still, 0.0, mass)",
-        "tests/relation/test_relations.py",
     ),
     Mutant(
         "a place that another one may make up for refutes",
