@@ -33,8 +33,8 @@ _ELEMENTWISE = ("Add", "Div", "Gemm", "Mul", "Sub")
 def check_merge(model: CheckedModel, scope: Scope, patch: Patch) -> float | Unchecked:
     """How far a merged operator is off, in units of what float64 may lose of its terms.
 
-    ``scope`` is the graph before the merge. Returns `Unchecked` where the old operators cannot run, or
-    put out no finite numbers.
+    ``scope`` is the graph before the merge. Returns `Unchecked` where the old operators cannot run,
+    or put out no finite numbers.
 
     Raises:
         Mismatch: another operator reads a tensor that is gone, or a new tensor takes a name that
