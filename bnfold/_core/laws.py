@@ -34,6 +34,7 @@ list in an attribute (its name, and the place in the list)."""
 # What a law says where padding, which has no channels, keeps a shift from passing.
 PADDING = Reason("zero-padding", "", "zero padding would see the shift")
 # What a sum says whose terms cannot be counted.
+NONE = Reason("not-carried", "", "it may be a mean of no numbers, which no map changes")
 UNCOUNTED = Reason("not-carried", "", "how many elements it adds up is not known")
 
 

@@ -75,7 +75,12 @@ def _kept(call: Call, values: Double, axes: Sequence[int], rank: int) -> Double:
 
 
 def mean(call: Call) -> Pair | None:
-    """ReduceMean, GlobalAveragePool: linear, and a mean of t is t; of one s and t over any axes."""
+    """ReduceMean, GlobalAveragePool: linear, and a mean of t is t; of one s and t over any axes.
+
+    Of no numbers a mean is what a runtime makes of it, whatever t is.
+    """
+    if call.first.shift.any() and call.side.has_empty_tensors:
+        return None
     found = _reduced(call)
     if found is None:
         return pointwise.uniform(call)

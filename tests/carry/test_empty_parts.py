@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper
 
 import bnfold
 
-from ..graphs import bn, codes, const, conv, counts, folds, model, op, positive, rand
+from ..graphs import bn, codes, const, conv, counts, folds, model, op, positive, rand, run
 
 
 def split(x, sizes, names, axis=1, **attrs):
@@ -153,3 +154,31 @@ def test_a_constant_that_is_empty_says_so():
     m = parts([5, 0], None, np.zeros((0, 1, 1), np.float32))
     (kept,) = bnfold.plan(m).kept
     assert (kept.node, kept.code) == ("mb", "not-per-channel") and "is empty" in kept.message
+
+
+@pytest.mark.parametrize("size, made_so", [(0, False), (3, False), (0, True)])
+def test_a_mean_of_no_numbers_is_no_mean(size, made_so):
+    """onnxruntime puts out 0, whatever was added to no numbers. So does ReduceSum, as it should."""
+    pieces, declared = [conv("conv", "x", "t", (4, 4, 1, 1))], 3 if made_so else size
+    if made_so:
+        pieces.append(split("t", (0, 3), "t0 t1", axis=3))
+    mean = op("ReduceMean", "t0" if made_so else "t", "m", axes=[3 if made_so else 0])
+    shift = const("Add", "m", "y", np.float32(0.7), name="shift")
+    made = model(*pieces, mean, shift, x=(declared, 4, 4, 3), opset=13)
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    given = {"x": np.ones((declared, 4, 4, 3), np.float32)}
+    (before,), (after,) = run(made, given), run(bnfold.fold(made), given)
+    np.testing.assert_allclose(after, before, rtol=1e-5)
+    if size:
+        assert bnfold.plan(made).folds
+        return
+    assert "no numbers" in bnfold.plan(made).kept[0].message
+    assert (before == np.float32(0.7)).all()
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(made)
+    del wrong.graph.node[-1]
+    wrong.graph.node[-1].output[0] = "y"
+    bias = next(t for t in wrong.graph.initializer if t.name == "conv.b")
+    moved = numpy_helper.to_array(bias) + np.float32(0.7)
+    bias.CopyFrom(numpy_helper.from_array(moved, "conv.b"))
+    assert bnfold.prove(made, wrong).status != "proved"

@@ -335,4 +335,11 @@ MUTANTS = (
         "if False:",
         "tests/test_batchnorm.py",
     ),
+    Mutant(
+        "a shift passes a mean of no numbers",
+        "_onnx/read/crossed.py",
+        "    if mean and empty:",
+        "    if False:",
+        "tests/carry/test_empty_parts.py",
+    ),
 )

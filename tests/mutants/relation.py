@@ -306,4 +306,11 @@ MUTANTS = (
         "    if sum(each.kind == 'weights' for each in found.problems) > 1:",
         "tests/relation/test_proof.py",
     ),
+    Mutant(
+        "a mean of no numbers is moved by what is added to them",
+        "_relation/windows.py",
+        "if call.first.shift.any() and call.side.has_empty_tensors:",
+        "if False:",
+        "tests/carry/test_empty_parts.py",
+    ),
 )

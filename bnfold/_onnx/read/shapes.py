@@ -53,7 +53,8 @@ class Shapes:
     ``empty`` has the axes of size 0 of tensors that operators make; in a shape such a size is None,
     for exporters write 0 where they do not know one. ``symbols`` has a word for each unknown size.
     Equal words are equal sizes. ``numbers`` has the integers that the main graph computes from
-    sizes alone, where all of them are known.
+    sizes alone, where all of them are known. ``declares_none`` says whether an input of the main
+    graph is said to have a size of 0, which an exporter may have meant.
     """
 
     types: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Shapes:
     empty: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     symbols: dict[tuple[str, str], tuple[Size, ...]] = field(default_factory=dict)
     numbers: dict[tuple[str, str], Numbers] = field(default_factory=dict)
+    declares_none: bool = False
 
     def shape(self, scope: Scope, name: str) -> Shape | None:
         """The shape of a name as seen from a graph, or None where its rank is not known."""
@@ -112,7 +114,7 @@ def infer(
     Without ``believe_bodies`` the shapes that inputs of bodies are declared to have count for
     nothing: no runtime checks them.
     """
-    known = Shapes()
+    known = Shapes(declares_none=any(map(_has_a_size_of_0, model.graph.input)))
     skeleton = ModelProto(ir_version=model.ir_version)
     skeleton.opset_import.extend(model.opset_import)
     # Below opset 11 a part that a Slice takes keeps the symbol of the whole.
@@ -145,6 +147,11 @@ def infer(
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
     return known
+
+
+def _has_a_size_of_0(value: ValueInfoProto) -> bool:
+    dims = value.type.tensor_type.shape.dim
+    return any(dim.HasField("dim_value") and not dim.dim_value for dim in dims)
 
 
 def _name_sizes(source: GraphProto, target: GraphProto) -> None:
