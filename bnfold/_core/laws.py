@@ -34,8 +34,11 @@ list in an attribute (its name, and the place in the list)."""
 # What a law says where padding, which has no channels, keeps a shift from passing.
 PADDING = Reason("zero-padding", "", "zero padding would see the shift")
 # What a sum says whose terms cannot be counted.
-NONE = Reason("not-carried", "", "it may be a mean of no numbers, which no map changes")
 UNCOUNTED = Reason("not-carried", "", "how many elements it adds up is not known")
+# What a mean says that may be one of no elements.
+OF_NOTHING = Reason(
+    "not-carried", "", "it may be a mean of no elements, which ONNX does not define"
+)
 
 
 def not_carried(message: str, numbers: bool = False) -> Refusal:

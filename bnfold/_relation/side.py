@@ -81,23 +81,22 @@ class Side:
         return scope.opset if own else self.versions.get(node.domain, 0)
 
     @property
-    def has_empty_tensors(self) -> bool:
-        """Whether a tensor is known to have an axis of size 0, or an input is declared so."""
-        return self.shapes.declares_none or any(self.shapes.empty.values())
-
-    @property
     def explains_more(self) -> bool:
         """Whether weights that differ may yet be right.
 
         In an empty tensor no weight shows. And weights that are stored in half precision, and are
         used in a wider type, are rounded to more than a unit of that.
         """
-        return self.has_empty_tensors or any(
-            type_of(node) == "Cast"
-            and self.shapes.type(scope, node.input[0]) in _HALVES
-            and self.constant(scope, node.input[0]) is not None
-            for scope in self.scopes
-            for node in scope.nodes
+        return (
+            self.shapes.declared_empty
+            or any(self.shapes.empty.values())
+            or any(
+                type_of(node) == "Cast"
+                and self.shapes.type(scope, node.input[0]) in _HALVES
+                and self.constant(scope, node.input[0]) is not None
+                for scope in self.scopes
+                for node in scope.nodes
+            )
         )
 
     def body(self, graph: Any) -> Scope:
