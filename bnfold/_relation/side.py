@@ -52,6 +52,8 @@ class Side:
 
     ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
     ``functions`` are the model's local functions. ``versions`` has those of the operators' domains.
+    With ``halves_are_exact`` nothing is laid to the rounding of numbers in half precision, beyond
+    that of float32.
     """
 
     scopes: list[Scope]
@@ -61,6 +63,7 @@ class Side:
     ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
     functions: Hashable = ()
     versions: Mapping[str, int] = field(default_factory=dict)
+    halves_are_exact: bool = False
 
     @classmethod
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
@@ -115,7 +118,9 @@ class Side:
         if found is None or not found.is_float:
             return None
         part = functools.partial(self.constants.part, found)
-        return Weight(name, found.shape, _EPS[found.dtype.name], found.load, part)
+        unit = _EPS[found.dtype.name]
+        unit = min(unit, _EPS["float32"]) if self.halves_are_exact else unit
+        return Weight(name, found.shape, unit, found.load, part)
 
     def rank(self, scope: Scope, name: str) -> int | None:
         """The number of axes of a tensor, or None."""

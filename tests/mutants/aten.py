@@ -176,4 +176,25 @@ MUTANTS = (
         'given[0] = "a tensor"',
         "tests/torch/test_proved_verdict.py",
     ),
+    Mutant(
+        "what is rounded to whole numbers is rounded down",
+        "_aten/pointwise.py",
+        'call.write("Round", [data])',
+        'call.write("Floor", [data])',
+        _OPERATORS,
+    ),
+    Mutant(
+        "numbers that are the same count as larger",
+        "_aten/pointwise.py",
+        '"gt": "Greater",',
+        '"gt": "GreaterOrEqual",',
+        _OPERATORS,
+    ),
+    Mutant(
+        "in a verdict an error may be what rounding to few digits explains",
+        "_relation/side.py",
+        'unit = min(unit, _EPS["float32"]) if self.halves_are_exact else unit',
+        "unit = unit",
+        "tests/torch/test_proved_verdict.py",
+    ),
 )
