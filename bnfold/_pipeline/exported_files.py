@@ -31,7 +31,7 @@ from bnfold._judge.normal_form import (
 from bnfold._judge.settings import Settings
 from bnfold._judge.torch_bench import RUNTIME
 from bnfold._judge.verdict import EndToEnd, labelled_in_float64
-from bnfold._onnx.files.external import external_files, runnable, size_on_disk
+from bnfold._onnx.files.external import external_files, runnable, size_on_disk, unchanged
 from bnfold._onnx.files.load import in_binary, load_model
 from bnfold._onnx.tensors import all_tensors
 from bnfold._pipeline.proved_in_pytorch import program_to_prove
@@ -82,7 +82,8 @@ def compare_with_file(
         except EngineError as error:
             raise UsageError(str(error)) from error
         sets = call.sets(settings.seed, flavours)
-        with runnable(binary, external_files(model)) as ready, one_thread():
+        data = external_files(model)
+        with unchanged(binary, data), runnable(binary, data) as ready, one_thread():
             both = _Both(
                 original, module, Source(ready), call, sets, Terms(settings, bounds, _silent)
             )
