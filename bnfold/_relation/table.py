@@ -89,7 +89,9 @@ class Table:
     Attributes:
         operators: what is not affine, by what tells it apart.
         sums: sums of linear operators, by the bases that they read.
-        expanded: sums that read other sums, as they read what these do.
+        readers: the sums of the first file that read a base.
+        expanded: sums that read other sums, as they read what these do; those that were looked
+            for: behind the bases ``followed``, and each once, by the base that it is, in ``seen``.
         definitions: the sums of both files, by the base that they are.
         roots: by a base whose numbers another one has, in the same order but with other axes, that
             other one.
@@ -109,7 +111,10 @@ class Table:
 
     operators: dict[Hashable, list[Known]] = field(default_factory=dict)
     sums: dict[frozenset[int], list[Sum]] = field(default_factory=dict)
+    readers: dict[int, list[Sum]] = field(default_factory=dict)
     expanded: dict[frozenset[int], list[tuple[Sum, Expression]]] = field(default_factory=dict)
+    followed: set[int] = field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
     definitions: dict[int, Sum] = field(default_factory=dict)
     roots: dict[int, int] = field(default_factory=dict)
     cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
