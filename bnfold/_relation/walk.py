@@ -7,7 +7,7 @@ what it finds with other numbers, are problems.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 from onnx import NodeProto
@@ -30,13 +30,14 @@ from bnfold._relation.places import (
 )
 from bnfold._relation.problems import Problem
 from bnfold._relation.table import Known, key_of
+from bnfold._system.records import record
 
 _ASKING = ("CastLike", "Shape")
 _SUMS = ("Add", "Sub", "Sum")
 _COMMUTATIVE = ("Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor")
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Walk(Following):
     """One file on its way through the table.
 
@@ -125,7 +126,7 @@ class Walk(Following):
         if value is None or any(term.linear is not None for term in value.terms):
             return None
         kind = self.side.shapes.type(scope, node.output[0])
-        if kind not in tensors.FLOATS and not roots.is_plain(value):
+        if kind not in tensors.FLOATS and not value.is_base:
             return None
         made = Expression((), value.shift, value.mass, value.error, value.unit, value.origins)
         for term in value.terms:
@@ -381,7 +382,7 @@ class Walk(Following):
 def _either(results: Sequence[Sequence[Expression]], place: int) -> Expression | None:
     """What an If puts out, whichever branch it takes; None where the branches differ."""
     found = [own[place] for own in results if len(own) > place]
-    if len(found) != 2 or not all(map(roots.is_plain, found)):
+    if len(found) != 2 or not all(own.is_base for own in found):
         return None
     one, other = found
     return one if one.terms[0].base == other.terms[0].base else None

@@ -97,7 +97,7 @@ MUTANTS = (
     Mutant(
         "parts of a scaled Concat lose the scale",
         "_relation/roots.py",
-        "term = value.map if value is not None and is_plain(value) else None",
+        "term = value.map if value is not None and value.is_base else None",
         "term = value.map if value is not None else None",
         _LEARNED,
     ),

@@ -126,8 +126,8 @@ def type_of(node: NodeProto | FunctionProto) -> str:
     Example: ``com.microsoft::FusedConv``. For a local function it is the type of its calls.
     """
     name = node.op_type if isinstance(node, NodeProto) else node.name
-    domain = domain_of(node)
-    return f"{domain}::{name}" if domain else name
+    domain = node.domain
+    return f"{domain}::{name}" if domain and domain != "ai.onnx" else name
 
 
 def domain_of(holder: NodeProto | FunctionProto | OperatorSetIdProto) -> str:
