@@ -27,7 +27,7 @@ from bnfold._system.records import record
 
 Array = NDArray[Any]
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_EPS = {
+_EPS: dict[int, float] = {
     TensorProto.FLOAT16: 2.0**-10,
     TensorProto.BFLOAT16: 2.0**-7,
     TensorProto.FLOAT: 2.0**-23,
@@ -163,7 +163,7 @@ class Side:
 def _refuse_references(scope: Scope) -> None:
     """Raise `UsageError` for a node outside of functions that reads an attribute of a call."""
     for node in () if scope.is_function else scope.nodes:
-        for attribute in node.attribute:
+        for attribute in node.attribute[:]:
             if attribute.ref_attr_name:
                 raise UsageError(
                     f"attribute {attribute.name} of {label(node)} refers to the attribute of a "
@@ -176,7 +176,7 @@ def attributes(node: NodeProto) -> dict[str, Any]:
     types = _types(node.op_type, node.domain)
     return {
         a.name: helper.get_attribute_value(a)
-        for a in node.attribute
+        for a in node.attribute[:]
         if not (a.HasField("g") or a.graphs) and a.type == types.get(a.name, a.type) != 0
     }
 

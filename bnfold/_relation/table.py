@@ -165,7 +165,7 @@ def key_of(
 
     Attributes that are left out have the defaults of the operator's definition.
     """
-    given = {a.name: _frozen(a) for a in node.attribute if not (a.HasField("g") or a.graphs)}
+    given = {a.name: _frozen(a) for a in node.attribute[:] if not (a.HasField("g") or a.graphs)}
     version, defaults = _defined(node.op_type, domain_of(node), opset)
     given = {**defaults, **given}
     if type_of(node) == "Shape":  # onnxruntime says it in files of opsets that have no such.
