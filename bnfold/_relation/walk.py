@@ -181,7 +181,7 @@ class Walk(Following):
             if total is None or part is None:
                 return None
             axes = {total.axis, part.axis} - {None}
-            ranks = {self.side.rank(scope, n) for n in node.input[:]} if 1 in axes else ()
+            ranks = {self.side.rank(scope, n) for n in node.input} if 1 in axes else ()
             rows = {rows_of(total), rows_of(part)} - {0}
             if max(len(axes), len(ranks), len(rows)) > 1:
                 total, part = self.closed(scope, node.input[0]), self.closed(scope, name)
