@@ -193,7 +193,7 @@ MUTANTS = (
     Mutant(
         "in a verdict an error may be what rounding to few digits explains",
         "_relation/side.py",
-        'unit = min(unit, _EPS["float32"]) if self.halves_are_exact else unit',
+        "unit = min(unit, _EPS[TensorProto.FLOAT]) if self.halves_are_exact else unit",
         "unit = unit",
         "tests/torch/test_proved_verdict.py",
     ),
