@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant(
         "weights that PyTorch computes refute a file",
         "_aten/proof.py",
-        "return proof.unsure if reader.has_computed else proof",
+        "return proof.unsure if reader.has_computed or halves_are_exact else proof",
         "return proof",
         _PROOF,
     ),
