@@ -6,13 +6,6 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
-        "the shape of a weight that is computed tells no rank",
-        "_proof/checked_model.py",
-        "sizes = kernel if weight is None else weight.shape",
-        "sizes = None if weight is None else weight.shape",
-        "tests/relation/test_proof.py",
-    ),
-    Mutant(
         "what lies along the last axis of an unknown rank is refused by the check",
         "_proof/product_formulas.py",
         "elif at == 1 and turned(np.empty((2, 3)), 0).shape == (2, 3):",

@@ -11,7 +11,6 @@ import bnfold
 from ..graphs import (
     HALF,
     bn,
-    certified,
     const,
     conv,
     conv_transpose,
@@ -421,15 +420,3 @@ def test_the_bias_of_a_convolution_whose_weight_is_computed(kind):
     assert (
         proof(made_of(None, shift), made_of(shift)).status != "proved"
     )  # One number for each column.
-
-
-@pytest.mark.parametrize("shape", [None, ()])
-def test_a_rank_that_only_the_shape_of_a_computed_weight_tells(shape):
-    """Exporters leave a shape out, or write one without axes; runtimes take any then."""
-    made = model(
-        op("Conv", "x w", "c", name="conv"),
-        const("Add", "c", "y", rand(4, 1, 1)),
-        x={"x": shape, "w": (4, 3, 1, 1)},
-    )
-    assert [node.op_type for node in bnfold.fold(made).graph.node] == ["Conv"]
-    certified(made)
