@@ -366,8 +366,8 @@ MUTANTS = (
     Mutant(
         "weights of few digits settle a verdict",
         "_pipeline/proved_in_pytorch.py",
-        " or result.divergence is not None or is_narrow:",
-        " or result.divergence is not None:",
+        "    if is_narrow and not by_proof.is_proved(proof):\n",
+        "    if False:\n",
         "tests/torch/test_proved_verdict.py",
     ),
     Mutant(
