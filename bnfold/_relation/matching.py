@@ -229,8 +229,8 @@ class Matcher:
             for value, one in zip(given, relations, strict=True)
             if value is not None and one is not None and not one.is_identity
         )
-        what = f"what {label(node)} reads"
-        found = of_map(label(node), what, one, next(iter(known.outputs), None), sure)
+        base = next(iter(known.outputs), None)
+        found = of_map(label(node), "what it reads", one, base, sure)
         self.problems.append(replace(found, read=_bases(value)))
 
     def total(self, value: Expression, at: str, rank: int | None, kind: int) -> Expression:
@@ -313,14 +313,16 @@ class Matcher:
         )
         if self.is_first:
             return made
+        related = of_maps(known.own, made)
+        is_same = related is not None and related.is_identity
+        is_wrong |= not is_same and known.base in self.forced
         if any(term.linear is not None for term in value.terms) and not is_wrong:
             self.layers.append(Layer(at, found.distance))
-        related = of_maps(known.own, made)
-        if related is not None and related.is_identity:
+        if is_same:
             return known.own
         if known.base in self.forced:
             blame = self.forced[known.base]
-            problem = of_map(at, f"{at} puts out", related or found, known.base, blame.is_sure)
+            problem = of_map(at, "what it puts out", related or found, known.base, blame.is_sure)
             why = f"{problem.why}, as {blame.by} reads it"
             self.problems.append(replace(problem, why=why, read=_bases(value)))
             return known.own
@@ -338,7 +340,7 @@ class Matcher:
         elif not related.is_identity:
             if other.origins - self.forced.keys():
                 raise Blamed(other.origins - self.forced.keys(), what, True)
-            found = of_map(what, what, related, None, True)
+            found = of_map(what, "this output", related, None, True)
             self.problems.append(replace(found, read=_bases(other)))
 
 

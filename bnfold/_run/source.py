@@ -110,8 +110,8 @@ class Source:
 
         ``more`` is a model to merge into it. Protocol buffers that follow each other merge. So the
         addition stands after the end of the file, and the file need not be parsed. Of a large file
-        only the structure is in the bytes, where another process waits for this one (a mapped file
-        that gets shorter ends it): a session maps the weights, as it does external data.
+        that may be mapped, only the structure is in the bytes: a session maps the weights, as it
+        does external data.
         """
         if self.alone or self.edits:
             model = self.proto()
@@ -126,7 +126,8 @@ class Source:
         tail = added.SerializeToString()
         if not tail:
             return self.path
-        if scratch.is_watched() and (lean := read_lean(self.path)) is not None:
+        lean = read_lean(self.path) if self._may_be_mapped() else None
+        if lean is not None:
             model = onnx.ModelProto.FromString(lean)
             refer(model, self.path.parent)
             model.MergeFrom(added)
@@ -136,6 +137,10 @@ class Source:
             shutil.copyfileobj(file, whole, _BLOCK)
             whole.write(tail)
             return whole.getvalue()
+
+    def _may_be_mapped(self) -> bool:
+        """Whether a session may map the file, and does: none that a link leads to elsewhere."""
+        return self.path.resolve().is_relative_to(self.folder) and scratch.may_map(self.path)
 
 
 class Saturation(NamedTuple):

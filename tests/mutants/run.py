@@ -36,8 +36,15 @@ MUTANTS = (
     Mutant(
         "a session that puts out an inner tensor copies the weights of its file",
         "_run/source.py",
-        "if scratch.is_watched() and (lean",
-        "if not scratch.is_watched() and (lean",
+        "(self.folder) and scratch.may_map(self.path)",
+        "(self.folder) and not scratch.may_map(self.path)",
+        "tests/verify/test_source.py",
+    ),
+    Mutant(
+        "a session is to map a file that a link leads to, which it refuses",
+        "_run/source.py",
+        "self.path.resolve().is_relative_to(self.folder) and",
+        "self.path.exists() and",
         "tests/verify/test_source.py",
     ),
     Mutant(

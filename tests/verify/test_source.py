@@ -54,14 +54,15 @@ def test_a_function_may_do_anything_whatever_its_name() -> None:
     assert not saturations(calling(1.0), calling(2.0))
 
 
-@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("watched, linked", [(False, False), (True, False), (True, True)])
 def test_what_is_put_out_besides_needs_the_weights_in_memory_once(
-    watched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    watched: bool, linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session maps the weights of a file that it only puts out more of, as external data are.
 
-    But not where a file that gets shorter would end the process of whoever calls. A session reads
-    external data of the main graph alone: what a body and a node hold stays in them.
+    But not where a file that gets shorter would end the process of whoever calls, nor behind a link
+    to another folder, which a session refuses. A session reads external data of the main graph
+    alone: what a body and a node hold stays in them.
     """
     rng = np.random.default_rng(0)
     w, v, u = (rng.normal(size=(800, 800)).astype(np.float32) for _ in range(3))
@@ -85,19 +86,23 @@ def test_what_is_put_out_besides_needs_the_weights_in_memory_once(
     ports = [helper.make_tensor_value_info(name, 1, [2, 800]) for name in "xy"]
     stored = [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.array(True), "c")]
     graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], stored)
-    path = tmp_path / "a model.onnx"
+    path = tmp_path / "models" / "a model.onnx"
+    path.parent.mkdir()
     opsets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    if linked:
+        path.symlink_to(path.rename(tmp_path / "blob"))
+    mapped = watched and not linked
     with tempfile.TemporaryFile() as report:
         monkeypatch.setattr(scratch, "_reports", [report.fileno()] if watched else [])
         content = Source(path, (Tap("t", "more"),)).content()
     assert isinstance(content, bytes)
     whole = path.read_bytes()
-    assert content.startswith(whole) != watched
+    assert content.startswith(whole) != mapped
     outside = [
         t.name for t in onnx.ModelProto.FromString(content).graph.initializer if t.external_data
     ]
-    assert outside == (["w"] if watched else [])
+    assert outside == (["w"] if mapped else [])
     assert not any(map(is_own, onnx.ModelProto.FromString(content).graph.initializer))
     x = np.ones((2, 800), np.float32)
     found = OnnxRuntime(content, path.parent).run({"x": x})
