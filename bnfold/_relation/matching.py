@@ -6,7 +6,7 @@ The first file adds what it does not find. Of the second file, what is not found
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 from onnx import NodeProto
@@ -25,10 +25,11 @@ from bnfold._relation.expressions import (
 from bnfold._relation.passing import errors_behind, passed
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem, of_map
 from bnfold._relation.relations import Related, of_maps
-from bnfold._relation.series import expanded
+from bnfold._relation.series import expanded, that_read
 from bnfold._relation.side import Side
 from bnfold._relation.solving import Difference, constant_rows, solve
 from bnfold._relation.table import OWN, RANDOM, Known, Sum, Table
+from bnfold._system.records import record
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", OWN)
 """Nobody knows whether an operator of another domain puts out the same twice."""
@@ -41,7 +42,7 @@ _FAITHFUL = frozenset(
 """Operators that put out something else for data that are scaled or shifted otherwise."""
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Form:
     """One way to tell what an operator does: its key in the table, and what it reads.
 
@@ -56,7 +57,7 @@ class Form:
     is_other: bool = False
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Matcher:
     """What a file has in common with the table.
 
@@ -246,9 +247,8 @@ class Matcher:
                 return self._matched(known, value, found, at)
             if found is not None:
                 differences.append((known, found))
-        longer = expanded(value, self.table.definitions)
         if not self.is_first:
-            made = self._in_series(value, longer or value, kind, at)
+            made = self._in_series(value, kind, at)
             if made is not None:
                 return made
         if self.is_first or not differences:
@@ -257,9 +257,8 @@ class Matcher:
             known = self.table.definitions[base] = Sum(at, value, base, rank, kind, own)
             if self.is_first:
                 self.table.sums.setdefault(bases, []).append(known)
-                if longer is not None:
-                    read = frozenset(term.base for term in longer.terms)
-                    self.table.expanded.setdefault(read, []).append((known, longer))
+                for each in bases:
+                    self.table.readers.setdefault(each, []).append(known)
             else:
                 why = "the first file adds up nothing of this form"
                 self.loose[base] = self._loose([value]) or Problem("structure", at, why)
@@ -286,12 +285,11 @@ class Matcher:
         )
         return self._matched(known, value, worst.otherwise, at, is_wrong=True)
 
-    def _in_series(
-        self, value: Expression, longer: Expression, kind: int, at: str
-    ) -> Expression | None:
+    def _in_series(self, value: Expression, kind: int, at: str) -> Expression | None:
         """A map of a base that is made in several steps in one of the files, or None."""
+        longer = expanded(value, self.table.definitions) or value
         bases = frozenset(term.base for term in longer.terms)
-        pairs = list(self.table.expanded.get(bases, ()))
+        pairs = that_read(self.table, bases)
         if longer is not value:
             pairs += [(known, known.expression) for known in self.table.sums.get(bases, ())]
         for known, own in pairs:
