@@ -106,7 +106,12 @@ def _conv(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied 
         return weight.part(0, start, stop).reshape(stop - start, columns, -1)
 
     linear = _linear(weight, kind, (1, 1), load, rows, columns, group, places)
-    linear = replace(linear, is_padded=padded, part=part if weight.part is not None else None)
+    linear = replace(
+        linear,
+        is_padded=padded,
+        part=part if weight.part is not None else None,
+        sizes=_sizes(side, scope, node.input[0]),
+    )
     bias = node.input[2] if len(node.input) > 2 else ""
     return Applied(node.input[0], linear, spatial + 2, spatial + 2, bias=bias)
 
@@ -163,9 +168,14 @@ def _conv_transpose(side: Side, scope: Scope, node: NodeProto, weight: Weight) -
     kind = ("transposed", kernel, *sorted(fixed.items()))
     linear = _linear(weight, kind, (1, 1), load, group * wide, columns, group, places)
     bias = node.input[2] if len(node.input) > 2 else ""
-    return Applied(
-        node.input[0], replace(linear, is_padded=padded), spatial + 2, spatial + 2, bias=bias
-    )
+    linear = replace(linear, is_padded=padded, sizes=_sizes(side, scope, node.input[0]))
+    return Applied(node.input[0], linear, spatial + 2, spatial + 2, bias=bias)
+
+
+def _sizes(side: Side, scope: Scope, name: str) -> tuple[int | None, ...] | None:
+    """The sizes of a tensor behind its channels, as far as they are known."""
+    shape = side.shapes.shape(scope, name)
+    return None if shape is None else tuple(shape[2:])
 
 
 def _gemm(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied | None:
@@ -346,6 +356,7 @@ def apply(found: Applied, data: Expression) -> Expression | None:
                 of_shift=True,
                 mass=lambda: np.where(inside, 0.0, sizes),
                 name=linear.name,
+                sizes=linear.sizes,
             )
             made = replace(made, terms=(*made.terms, Term(term.base, linear=image)))
     return made.scaled(np.asarray(found.factor), 0.0, 0.0) if found.factor != 1.0 else made
