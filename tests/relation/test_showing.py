@@ -52,6 +52,13 @@ def moved(values):
     return values
 
 
+def turned(values):
+    """Two channels as a plane that is turned: their lengths stay."""
+    one, other = values[0].copy(), values[1].copy()
+    values[:2] = (one + other) * np.float32(0.5**0.5), (one - other) * np.float32(0.5**0.5)
+    return values
+
+
 def two(data="r", weights=None):
     node, params = conv("two", data, "y", (5, 4, 1, 1))
     if weights is not None:
@@ -126,6 +133,10 @@ HIDDEN = {
     ),
     "mean of channels": (net(RELU, op("ReduceMean", "r", "y", axes=[1])), swapped),
     "largest of channels": (net(RELU, op("ReduceMax", "r", "y", axes=[1])), swapped),
+    "length of channels": (
+        net(op("ReduceL2", "t", "y", axes=[1]), weights={"one.b": np.zeros(4, np.float32)}),
+        turned,
+    ),
     "equal columns": (net(RELU, two(weights=ALIKE)), swapped),
     "equal columns behind pool": (
         net(RELU, op("GlobalAveragePool", "r", "p"), op("Sigmoid", "p", "q"), two("q", ALIKE)),
