@@ -8,7 +8,7 @@ too narrow, as rounding may have moved them: what lies on an edge counts as beyo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from bnfold._relation.expressions import Array, Double, Expression, Linear, Term
 from bnfold._relation.relations import Related
 from bnfold._relation.side import attributes
 from bnfold._relation.table import Known, Sum, Table
+from bnfold._system.records import record
 
 _NARROWER = 1e-6
 """Sums are narrower by so much of the sizes of what is added up."""
@@ -128,7 +129,7 @@ def made_of(table: Table) -> dict[int, Known | Sum]:
     return found
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Bounds:
     """The bounds of what the first file computes.
 

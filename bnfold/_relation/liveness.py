@@ -39,7 +39,7 @@ def needed(scope: Scope, results: Collection[str]) -> list[NodeProto]:
     """The nodes of a graph that some of its tensors depend on, in order."""
     wanted, found = set(results), list[NodeProto]()
     for node in reversed(scope.nodes):
-        if not wanted.isdisjoint(filter(None, node.output)):
+        if not wanted.isdisjoint(filter(None, node.output[:])):
             wanted.update(reads(node))
             found.append(node)
     return found[::-1]

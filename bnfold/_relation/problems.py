@@ -66,14 +66,23 @@ class Layer:
 
 
 def of_map(at: str, what: str, found: Related, sure: bool, showing: Showing) -> Problem:
-    """The problem that a tensor is scaled or shifted otherwise."""
+    """The problem that a tensor is scaled or shifted otherwise; ``what`` says which one it is."""
     scale, shift = np.broadcast_arrays(found.scale, found.shift)
     wrong = ((scale != 1) | (shift != 0)).reshape(-1)
     place = int(np.argmax(wrong))
     factor, added = float(scale.reshape(-1)[place]), float(shift.reshape(-1)[place])
-    told = f"{what}: channel {place} is {factor:.9g} times what it was" + (
-        f", plus {added:.9g}" if added else ""
-    )
+    told = f"{f'channel {place} of ' if wrong.size > 1 else ''}{what} is {_apart(factor, added)}"
     units = max(abs(factor - 1), abs(added)) * 2.0**23
     allowed = float(np.max(found.error)) * 2.0**23
     return Problem("map", at, told, units, allowed, sure, showing=showing)
+
+
+def _apart(factor: float, added: float) -> str:
+    """How a number is made of the one that it should be."""
+    short = f"{factor:.6g}"
+    if short == "1":  # few digits would hide what is wrong
+        short = f"{factor:.9g}"
+    told = "what it was" if factor == 1 else f"{short} times what it was,"
+    if not added:
+        return told.rstrip(",")
+    return f"{told} {'minus' if added < 0 else 'plus'} {abs(added):.6g}"

@@ -13,7 +13,7 @@ from bnfold._report.text import size_in_words
 
 from ..graphs import bn, const, conv, model, op, rand, subgraph
 from . import examples
-from .command import TOO_LARGE, bnfold, refused
+from .command import CHECKOUT, TOO_LARGE, bnfold, refused
 
 
 def kept_for_two_reasons():
@@ -80,6 +80,27 @@ def test_what_to_type_next_does_what_was_asked(name, tmp_path):
     assert typed[0] == "bnfold" and ("--no-verify" in typed) == (name != "-m.onnx")
     assert bnfold(*typed[1:], cwd=tmp_path).code == 0
     assert [path.name for path in tmp_path.iterdir() if "folded" in path.name]
+
+
+def test_what_to_type_behind_a_check_has_its_options(tmp_path):
+    """Without them another fold would be made than the one that is left."""
+    made = examples.foldable()
+    for tensor in made.graph.initializer:
+        made.graph.input.add(name=tensor.name).type.tensor_type.elem_type = tensor.data_type
+    examples.save(made, tmp_path / "m.onnx")
+    given = ("--freeze-initializers", "--no-batchnorm", "--timeout", "60", "--no-config")
+    run = bnfold("m.onnx", "--check", "-v", "--color", "never", *given, cwd=tmp_path)
+    typed = shlex.split(run.lines[-1])
+    assert run.code == 1 and not {"--check", "-v", "--color"} & set(typed)
+    assert bnfold(*typed[1:], cwd=tmp_path).code == 0
+    assert bnfold(typed[-1], "--check", *given, cwd=tmp_path).lines[0] == "nothing to fold"
+
+
+def test_verbose_is_named_where_it_shows_more(tmp_path):
+    run = bnfold(examples.save(examples.foldable(), tmp_path / "m.onnx"), "--no-verify")
+    assert any(line.startswith("-v lists all that stay; 'bnfold explain ") for line in run.lines)
+    run = bnfold(CHECKOUT / "examples" / "digits.onnx", "--no-verify")
+    assert "-v lists" not in run.out and "'bnfold explain zero-padding' says what helps" in run.out
 
 
 def test_verbose_lists_folds_and_kept_maps(model):
