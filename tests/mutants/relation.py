@@ -30,6 +30,13 @@ MUTANTS = (
         "tests/relation/test_attacks.py",
     ),
     Mutant(
+        "the bias of a computed weight lies along the last axis",
+        "_relation/cores.py",
+        "step = Step(None, along(values, 1, rank), bias.unit / 2, bias.unit)",
+        "step = Step(None, values, bias.unit / 2, bias.unit)",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
         "a mean of nothing moves with its numbers",
         "_relation/windows.py",
         "return None if empty and call.first.shift.any() else _over_axes(call)",
