@@ -148,6 +148,11 @@ class Side:
         owner = scope.owner(name)
         return None if owner is None else self.ranks.get((owner.path, name))
 
+    def spatial(self, scope: Scope, name: str) -> tuple[int | None, ...] | None:
+        """The sizes of a tensor behind its channels, as far as they are known."""
+        shape = self.shapes.shape(scope, name)
+        return None if shape is None else tuple(shape[2:])
+
     def note_rank(self, scope: Scope, name: str, rank: int | None) -> None:
         """Note the rank of a tensor that an operator of a known rank reads."""
         owner = scope.owner(name)
