@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,40 @@ def test_one_address() -> None:
         if path.is_file():
             owners |= set(re.findall(r"([\w.-]+)/bnfold[@/\"\s]", _addresses(path)))
     assert len(owners) == 1, owners
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_nothing_is_published_before_the_address_is_set(tmp_path: Path) -> None:
+    """The step of the workflow fails until the command of docs/releasing.md was typed."""
+    steps = read(".github", "workflows", "release.yml")["jobs"]["build"]["steps"]
+    (guard,) = (step["run"] for step in steps if "OWNER" in step.get("run", ""))
+    page = (ROOT / "docs" / "releasing.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ +(git grep .*)$", page, re.MULTILINE)
+    kept = (*("README.md", "CITATION.cff", "pyproject.toml", "conda/recipe.yaml"), "action.yml")
+    for path in (*map(ROOT.joinpath, kept), *(ROOT / "docs").rglob("*.md"), *WORKFLOWS):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+
+    def ended(line: str) -> int:
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", line], cwd=tmp_path, capture_output=True
+        ).returncode
+
+    assert ended("git init -q . && git add -A") == 0
+    assert ended(guard) == 1
+    assert ended(command) == 0
+    assert ended(guard) == 0
+    address = tomli.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))
+    assert address["project"]["urls"]["Homepage"] == "https://github.com/your-name/bnfold"
+
+
+def test_what_users_name_is_a_tag_of_this_version() -> None:
+    """The action by the tag of its major version, the hook by the version itself."""
+    page = (ROOT / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
+    major = PROJECT["version"].partition(".")[0]
+    assert set(re.findall(r"/bnfold@(\S+)", page)) == {f"v{major}"}
+    assert set(re.findall(r"rev: (\S+)", page)) == {f"v{PROJECT['version']}"}
 
 
 def _addresses(path: Path) -> str:
