@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 tomli = pytest.importorskip("tomli", reason="tomli is not installed")
 
-PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = SETTINGS["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
@@ -47,6 +48,8 @@ def test_conda_asks_for_the_same() -> None:
     context = recipe["context"]
     assert context["version"] == PROJECT["version"]
     assert f">={context['python_min']}" == PROJECT["requires-python"]
+    built = {line.replace(" ", "") for line in recipe["requirements"]["host"]}
+    assert built >= set(SETTINGS["build-system"]["requires"])
     asked = {line.partition(";")[0] for line in PROJECT["dependencies"]}
     asked.add("python>=${{python_min}}")
     assert {line.replace(" ", "") for line in recipe["requirements"]["run"]} == asked
@@ -96,6 +99,21 @@ def test_what_users_name_is_a_tag_of_this_version() -> None:
     major = PROJECT["version"].partition(".")[0]
     assert set(re.findall(r"/bnfold@(\S+)", page)) == {f"v{major}"}
     assert set(re.findall(r"rev: (\S+)", page)) == {f"v{PROJECT['version']}"}
+
+
+def test_each_link_on_pypi_has_an_address() -> None:
+    """PyPI has README.md alone: a link to a file beside it leads nowhere, and no picture shows."""
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    held = len(re.findall(r"\]\(", shown))
+    for one in SETTINGS["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        shown = re.sub(one["pattern"], one["replacement"], shown)
+    addresses = re.findall(r"\]\((https://[^)]+)\)", shown)
+    assert len(addresses) == held > 20
+    for address in addresses:
+        if own := re.search(r"OWNER/bnfold/(?:blob/)?v\$HFPR_VERSION/([^#]+)", address):
+            assert (ROOT / own[1]).is_file(), address
+    pictures = [each for each in addresses if each.endswith(".png")]
+    assert pictures and all("//raw.githubusercontent.com/" in each for each in pictures)
 
 
 def _addresses(path: Path) -> str:
