@@ -37,7 +37,7 @@ from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._judge.timing import not_timed, timed
 from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
-from bnfold._onnx.files.external import external_files, runnable, size_on_disk
+from bnfold._onnx.files.external import external_files, runnable, size_on_disk, unchanged
 from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.front.prepending import behind
 from bnfold._onnx.read.frozen import freeze, listed
@@ -201,7 +201,12 @@ def _compare_binaries(
         weights = find_weights(model, original.parent, as_stored=anew)
         touched = plantable_weights(model, weights)
     del model, other, sides
-    with runnable(original, ours) as left, runnable(folded, theirs) as right:
+    with (
+        unchanged(original, ours),
+        unchanged(folded, theirs),
+        runnable(original, ours) as left,
+        runnable(folded, theirs) as right,
+    ):
         first = Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits)
         second = Source(right, parsed=right_parsed, edits=right_edits)
 

@@ -27,7 +27,7 @@ from bnfold._judge.normal_form import (
 from bnfold._judge.settings import Settings
 from bnfold._judge.torch_bench import RUNTIME
 from bnfold._judge.verdict import EndToEnd, labelled_in_float64
-from bnfold._onnx.files.external import external_files, runnable
+from bnfold._onnx.files.external import external_files, runnable, unchanged
 from bnfold._onnx.files.load import in_binary, load_model
 from bnfold._run.bounds import Bounds
 from bnfold._run.drawing import USUAL
@@ -73,7 +73,7 @@ def compare_with_file(
     bounds = Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
     with in_binary(file, settings.follow_links) as binary:
         data = external_files(load_model(binary, lean=True, follow_links=settings.follow_links))
-        with runnable(binary, data) as ready, one_thread():
+        with unchanged(binary, data), runnable(binary, data) as ready, one_thread():
             both = _Both(
                 original, module, Source(ready), call, sets, Terms(settings, bounds, _silent)
             )

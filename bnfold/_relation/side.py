@@ -87,12 +87,16 @@ class Side:
         In an empty tensor no weight shows. And weights that are stored in half precision, and are
         used in a wider type, are rounded to more than a unit of that.
         """
-        return any(self.shapes.empty.values()) or any(
-            type_of(node) == "Cast"
-            and self.shapes.type(scope, node.input[0]) in _HALVES
-            and self.constant(scope, node.input[0]) is not None
-            for scope in self.scopes
-            for node in scope.nodes
+        return (
+            self.shapes.declared_empty
+            or any(self.shapes.empty.values())
+            or any(
+                type_of(node) == "Cast"
+                and self.shapes.type(scope, node.input[0]) in _HALVES
+                and self.constant(scope, node.input[0]) is not None
+                for scope in self.scopes
+                for node in scope.nodes
+            )
         )
 
     def body(self, graph: Any) -> Scope:

@@ -18,6 +18,7 @@ import onnx
 from bnfold._onnx.read.order import put_in_order
 from bnfold._onnx.read.scopes import opset_of, type_of
 from bnfold._run.hoist import hoist
+from bnfold._system import scratch
 
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -120,12 +121,12 @@ class Source:
         tail = added.SerializeToString()
         if not tail:
             return self.path
-        with (
-            self.path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as it,
-        ):
-            parts: tuple[Any, ...] = (it, tail)
-            return b"".join(parts)
+        with self.path.open("rb") as file:
+            if not scratch.may_map(self.path):
+                return b"".join((file.read(), tail))
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as it:
+                parts: tuple[Any, ...] = (it, tail)
+                return b"".join(parts)
 
 
 class Saturation(NamedTuple):

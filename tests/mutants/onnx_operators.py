@@ -27,6 +27,13 @@ MUTANTS = (
         "tests/carry/test_laws.py",
     ),
     Mutant(
+        "a shift crosses a mean of nothing",
+        "_onnx/read/crossed.py",
+        "of_nothing = is_mean and context.shapes.may_be_empty(context.scope, node.input[0])",
+        "of_nothing = False",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
         "a Dropout in training is one in inference",
         "_onnx/read/crossed.py",
         "if mode is not None and (mode.protected is not None or bool(mode.load().any())):",

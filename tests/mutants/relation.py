@@ -30,6 +30,20 @@ MUTANTS = (
         "tests/relation/test_attacks.py",
     ),
     Mutant(
+        "a mean of nothing moves with its numbers",
+        "_relation/windows.py",
+        "return None if empty and call.first.shift.any() else _over_axes(call)",
+        "return _over_axes(call)",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
+        "what is declared to be empty is not",
+        "_onnx/read/shapes.py",
+        "return self.declared_empty or bool(self._empty_axes(scope, name))",
+        "return bool(self._empty_axes(scope, name))",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
         "weights of empty tensors, and widened ones, refute a right fold",
         "_relation/proof.py",
         "is_open = one.explains_more or other.explains_more",
