@@ -152,6 +152,21 @@ def test_what_is_put_out_stays_and_is_told():
     assert_close(outputs(module, (X,), {}), outputs_of(wide(folded), (X,), {}), 0.0)
 
 
+class Unread(Conv):
+    def forward(self, x):
+        self.weight[0].numel()
+        self.standard()
+        return super().forward(x)
+
+
+def test_what_nobody_reads_is_still_there():
+    """Neither a fold nor a program's sweep takes it out, and the plan does not say so."""
+    given = exported(ready(Unread(4, 4, 3)), X)
+    plan, folded = bnfold.plan(given), bnfold.fold(given)
+    assert plan.after == Counter(ops(folded)) and norms(folded) == 1
+    assert [kept.code for kept in plan.kept] == ["constant-norm"]
+
+
 def test_a_weight_that_is_drawn_is_not_stored():
     """What the norm of the stored weight computes is, and the rest runs."""
     folded = bnfold.fold(exported(ready(WithNoise(4, 4, 3)), X))

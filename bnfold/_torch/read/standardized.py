@@ -39,10 +39,13 @@ class Standardized:
         readers = {self.graph.nodes[index] for move in norms for index in move.maps}
         found: dict[fx.Node, None] = {}
         for node in reversed(self.graph.nodes):
-            if self._is_fixed(node) and all(
-                user in readers or user in found or node in self._rewritten.get(user, ())
+            stays = [
+                user
                 for user in node.users
-            ):
+                if user not in readers and user not in found
+                if node not in self._rewritten.get(user, ())
+            ]
+            if node.users and not stays and self._is_fixed(node):
                 found[node] = None
         return found
 
@@ -70,7 +73,8 @@ class Standardized:
     @cached_property
     def norms(self) -> Mapping[fx.Node, tuple[fx.Node, ...] | None]:
         """The norms of constants alone that something reads still, each with the tensors that can
-        be stored in its place; None if one cannot: it is put out, or nobody can evaluate it.
+        be stored in its place; None if one cannot: it is put out, nobody reads it, or can evaluate
+        it.
         """
         left = [n for n in self.graph.nodes if is_norm(n) and self._is_fixed(n)]
         return {node: self._ends(node) for node in left if node not in self.gone}
@@ -94,7 +98,7 @@ class Standardized:
                     return None
                 else:
                     ends[node] = None
-        return tuple(ends)
+        return tuple(ends) or None
 
     def value(self, end: fx.Node) -> tuple[str, Tensor]:
         """What is stored for a tensor, rounded once, and a name like the weight's."""
@@ -124,7 +128,7 @@ class Standardized:
         gone = dict(self.gone)
         for node in reversed(self.graph.nodes) if whole else ():
             stored = node in self.ends
-            if stored or (self._is_fixed(node) and all(user in gone for user in node.users)):
+            if stored or (node.users and set(node.users) <= gone.keys() and self._is_fixed(node)):
                 gone[node] = None
         count = Counter(after)
         count.subtract(kind_of(node) for node in gone)
@@ -146,7 +150,7 @@ class Standardized:
                 label = self._label(norm)
                 message = f"{label} computes a weight, the same in every run: no data pass it"
                 if whole:
-                    message += "; its result is put out, or cannot be evaluated"
+                    message += "; its result is put out, or no operator on data reads it"
                 why = Reason("constant-norm", label, message)
                 yield Kept(label, kind_of(norm), why.code, label, message, why.advice, "")
 
