@@ -360,7 +360,7 @@ def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
 def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     """Every tensor that some nodes store in their attributes, and in bodies."""
     for node in nodes:
-        for attribute in node.attribute:
+        for attribute in node.attribute[:]:
             if attribute.type == AttributeProto.TENSOR:
                 yield attribute.t
             elif attribute.type == AttributeProto.TENSORS:

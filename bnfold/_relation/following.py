@@ -8,16 +8,16 @@ the second, and of the first as the second leaves them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from onnx import NodeProto, TensorProto, helper
 
 from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import Scope, label, type_of
-from bnfold._relation import cores, roots
+from bnfold._relation import cores
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import Expression
 from bnfold._relation.joining import Joining
+from bnfold._system.records import record
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 _SMALL = (*_FLOATS, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -35,7 +35,7 @@ WIDER: dict[int, tuple[int, ...]] = {
 """The types that hold all numbers of a type."""
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Following(Joining):
     """The tensors of one file, and what operators ahead have made of them."""
 
@@ -43,14 +43,14 @@ class Following(Joining):
         """Whether an operator is done with that is one with the operator ahead."""
         rule = _RULES.get(type_of(node))
         value = self.value(scope, node.input[0]) if rule is not None and node.input else None
-        if rule is None or value is None or value.map is None or not roots.is_plain(value):
+        if rule is None or value is None or value.map is None or not value.is_base:
             return False
         return rule(self, scope, node, value.map.base)
 
     def note_behind(self, node: NodeProto, core: Core, made: Expression) -> None:
         """Note what operators behind this one may be one with."""
         data, own, table = core.given[0] if core.given else None, made.map, self.found.table
-        if data is None or own is None or not roots.is_plain(made):
+        if data is None or own is None or not made.is_base:
             return
         kind = type_of(core.node)
         if type_of(node) == "Not":

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from onnx import NodeProto, helper
 
 from bnfold._onnx.read.scopes import Scope, label, type_of
-from bnfold._relation import roots
 from bnfold._relation.expressions import Expression
 from bnfold._relation.integers import ranges
 from bnfold._relation.places import LAST
 from bnfold._relation.side import attributes
 from bnfold._relation.table import Joined
 from bnfold._relation.turning import Turning
+from bnfold._system.records import record
 
 _LARGEST = 16
 """Blocks of more places are left as they are."""
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Joining(Turning):
     """The tensors of one file, some of which others are put together of."""
 
@@ -36,7 +35,7 @@ class Joining(Turning):
         value = self.value(scope, node.input[0]) if kind in ("Gather", "Slice") else None
         term = None if value is None else value.map
         joined = None if term is None else self.found.table.joins.get(term.base)
-        if value is None or joined is None or not roots.is_plain(value):
+        if value is None or joined is None or not value.is_base:
             return False
         taken = (
             self._gathered(scope, node, joined)
@@ -94,7 +93,7 @@ class Joining(Turning):
         """Note what a Concat has put together, where the sizes of all parts are known."""
         rank, own = self.side.rank(scope, node.output[0]), made.map
         values = [self.value(scope, name) for name in node.input]
-        if rank is None or own is None or not roots.is_plain(made):
+        if rank is None or own is None or not made.is_base:
             return
         axis = attributes(node).get("axis", 1) % rank
         sizes: list[int] = []

@@ -146,7 +146,7 @@ def infer(
     while declare(inferred, skeleton.graph, given):
         inferred = run(skeleton)
     if not model.training_info:  # which may bind what is stored to something else
-        made = {name for node in model.graph.node for name in node.output}
+        made = {name for node in model.graph.node for name in node.output[:]}
         numbers = computed(inferred.graph, known_shapes(inferred.graph), given)
         known.numbers = {
             ("", n): one for n, one in numbers.items() if n in made and one.fits_any_type
