@@ -98,10 +98,10 @@ MUTANTS = (
     ),
     Mutant(
         "one reader that stores a weight speaks for the norm that makes it",
-        "_torch/read/graph.py",
-        "if fixed and all(user in gone",
-        "if fixed and any(user in gone",
-        "tests/torch/test_norms.py::test_a_norm_of_a_weight_that_stays_is_told",
+        "_torch/read/standardized.py",
+        "if node.users and not stays and",
+        "if len(stays) < len(node.users) and",
+        "tests/torch/test_norms.py::test_a_norm_of_a_weight_goes_whoever_reads_it",
     ),
     Mutant(
         "sizes that follow from values tell of no values",
