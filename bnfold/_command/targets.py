@@ -49,7 +49,7 @@ def check_report(report: Path | None, *others: Path | None) -> None:
     if report is None:
         return
     refuse_stream("--report", report)
-    for other in filter(None, others):
-        if paths.is_same(report, other):
-            raise UsageError(f"the report would overwrite {other}; give it another name")
+    from bnfold._registry.fingerprint import refuse_replacing
+
+    refuse_replacing(report, *others)
     paths.check_writable(report, device=True)

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import bnfold
+from bnfold._errors import UsageError
 from bnfold._registry.places import LARGEST
 from bnfold._registry.report import Identity, Report, read
 from bnfold._system import paths
@@ -101,6 +102,19 @@ def data_files(path: str | os.PathLike[str]) -> set[str]:
         raise
     except Exception:  # What is wrong with it is told when it is folded.
         return set()
+
+
+def refuse_replacing(report: Path, *files: Path | None) -> None:
+    """Raise `UsageError` where a report would take the place of a file of its run: of a model, its
+    data, or what else is read or written.
+    """
+    for file in filter(None, files):
+        if paths.is_same(report, file):
+            raise UsageError(f"the report would overwrite {file}; give it another name")
+        if report.is_file() and file.is_file():
+            for location in data_files(file):
+                if _is_below(location) and paths.is_same(report, file.parent / location):
+                    raise UsageError(f"{report} holds the weights of {file}; write to another file")
 
 
 def _of_file(path: Path) -> str | None:
