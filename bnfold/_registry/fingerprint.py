@@ -104,17 +104,18 @@ def data_files(path: str | os.PathLike[str]) -> set[str]:
         return set()
 
 
-def refuse_replacing(report: Path, *files: Path | None) -> None:
-    """Raise `UsageError` where a report would take the place of a file of its run: of a model, its
-    data, or what else is read or written.
+def refuse_weights(report: Path, *models: Path | None) -> None:
+    """Raise `UsageError` where a report would take the place of a model's data.
+
+    A file among them that is no model has none.
     """
-    for file in filter(None, files):
-        if paths.is_same(report, file):
-            raise UsageError(f"the report would overwrite {file}; give it another name")
-        if report.is_file() and file.is_file():
-            for location in data_files(file):
-                if _is_below(location) and paths.is_same(report, file.parent / location):
-                    raise UsageError(f"{report} holds the weights of {file}; write to another file")
+    for model in filter(None, models):
+        if report.is_file() and model.is_file():
+            for location in data_files(model):
+                if _is_below(location) and paths.is_same(report, model.parent / location):
+                    raise UsageError(
+                        f"{report} holds the weights of {model}; write to another file"
+                    )
 
 
 def _of_file(path: Path) -> str | None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from bnfold._errors import UsageError
 from bnfold._registry import worker
-from bnfold._registry.fingerprint import Option, refuse_replacing
+from bnfold._registry.fingerprint import Option, refuse_weights
 from bnfold._registry.report import Report
 from bnfold._registry.work import Request
+from bnfold._system import paths
 
 _REPEATED = ("ops_library",)
 """Options that are given once for each value; others take several with commas between them."""
@@ -77,8 +78,9 @@ def ask(
     if request.output is not None and Path(request.output) == Path(request.model):
         raise UsageError(f"{request.output} is the input itself; bnfold.run writes another file")
     if request.report is not None:
-        made = [Path(request.output)] if request.output is not None else []
-        refuse_replacing(Path(request.report), Path(request.model), *made)
+        made = Path(request.output) if request.output is not None else None
+        paths.refuse_same(Path(request.report), Path(request.model), made)
+        refuse_weights(Path(request.report), Path(request.model))
     asked = worker.take()
     try:
         told = asked.ask(request)

@@ -99,6 +99,13 @@ def is_same(first: Path, second: Path) -> bool:
         return first.resolve() == second.resolve()
 
 
+def refuse_same(report: Path, *others: Path | None) -> None:
+    """Raise `UsageError` where a report would take the place of another file of its run."""
+    for other in filter(None, others):
+        if is_same(report, other):
+            raise UsageError(f"the report would overwrite {other}; give it another name")
+
+
 def identity(path: Path) -> tuple[int, int] | None:
     """What tells a file apart, also under another name; None if there is none."""
     try:

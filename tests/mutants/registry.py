@@ -165,7 +165,7 @@ MUTANTS = (
     Mutant(
         "a report may take the place of a model's weights",
         "_registry/fingerprint.py",
-        "if report.is_file() and file.is_file():",
+        "if report.is_file() and model.is_file():",
         "if False:",
         "tests/cli/test_unit_of_work.py",
     ),
