@@ -142,7 +142,7 @@ MUTANTS = (
         "tests/relation/test_showing.py",
     ),
     Mutant(
-        "another sign shows behind a square",
+        "a period shows behind a cosine",
         "_relation/effects.py",
         "if is_map and (kind in _EVEN or (kind in _PRODUCTS and len(effects) > 1)):",
         "if False:",

@@ -291,6 +291,7 @@ TAKEN = {
     "scale": ((op("Clip", "n", "q"), op("Relu", "q", "r"), INNER), {"bias": 1.0}, {"bias": 3.0}),
     "sign": ((op("Mul", "n n", "y"),), {}, {"gain": -1.0}),
     "size": ((op("Abs", "n", "y"),), {}, {"gain": -1.0}),
+    "period": ((op("Relu", "n", "r"), op("Cos", "r", "y")), {}, {"bias": 2 * np.pi}),
     "softmax": ((op("Relu", "n", "r"), op("Softmax", "r", "y", axis=1)), {}, {"bias": 1.0}),
     "largest": (
         (op("Relu", "n", "r"), op("ArgMax", "r", "a", axis=1), op("Cast", "a", "y", to=1)),
