@@ -141,6 +141,20 @@ MUTANTS = (
         "tests/test_lean.py",
     ),
     Mutant(
+        "weights beside a model are all made before any is written",
+        "_onnx/write/constants.py",
+        "if held.data_type in tensors.PACKED:",
+        "if not tensors.is_own(held):",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "weights that are made while they are written go over bytes of others",
+        "_onnx/files/external.py",
+        "            if at in shared:",
+        "            if at in shared and number is None:",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
         "weights are read from a file that has changed meanwhile",
         "_onnx/tensors.py",
         "if known and mark(file) != known:",
