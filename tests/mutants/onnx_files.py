@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "external weights written at the start of their file",
         "_onnx/files/external.py",
-        "file.seek(offset)\n                file.write(tensor.raw_data)",
-        "file.seek(0)\n                file.write(tensor.raw_data)",
+        "file.seek(offset)\n            file.write(data)\n            _externalize",
+        "file.seek(0)\n            file.write(data)\n            _externalize",
         "tests/test_external_data.py",
     ),
     Mutant(
