@@ -404,4 +404,11 @@ MUTANTS = (
         "if name is None:",
         "tests/front/test_modules.py::test_who_else_reads_the_input_or_the_weight",
     ),
+    Mutant(
+        "loading may set a global that the code of a folded module reads",
+        "_torch/module/recipe.py",
+        "if name is None and self.common is not None:",
+        "if False:",
+        "tests/torch/test_plain_attributes.py",
+    ),
 )
