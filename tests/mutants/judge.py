@@ -391,4 +391,18 @@ MUTANTS = (
         "            pass",
         "tests/cli/test_mutated.py",
     ),
+    Mutant(
+        "what sums of many numbers are off by is no explanation",
+        "_judge/second_look.py",
+        "        if far and agree:",
+        "        if False:",
+        "tests/verify/test_long_sums.py",
+    ),
+    Mutant(
+        "sums of many numbers explain whatever they are off by",
+        "_judge/long_sums.py",
+        "HALF_UNIT = 2.0**-24",
+        "HALF_UNIT = 2.0**-14",
+        "tests/verify/test_long_sums.py",
+    ),
 )
