@@ -66,10 +66,10 @@ def read_by_name(module: nn.Module) -> list[tuple[str, object]]:
 
     Loggers are left out: they note what they were asked, and nothing that is computed.
     """
-    parts = dict[tuple[object, ...], nn.Module]()
+    parts = dict[tuple[type, tuple[int, ...]], nn.Module]()
     for part in module.modules():
         own = [id(each) for each in vars(part).values() if isinstance(each, FunctionType)]
-        parts[(type(part), *own)] = part
+        parts[type(part), tuple(own)] = part
     found = dict[tuple[str, int], object]()
     for part in parts.values():
         for function in _Reach(part).functions() if _kinds(part) else ():
