@@ -7,7 +7,7 @@ There are two benches: one for ONNX files (`onnx_bench`), one for modules and pr
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from bnfold._judge.settings import Settings
@@ -18,9 +18,10 @@ from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.perturbable_model import PerturbableModel
 from bnfold._run.source import Source, Tap
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Pair:
     """Two files, the weights of the original, and the names of the weights to plant errors in.
 
@@ -61,7 +62,7 @@ class NotLoadedError(EarlyVerdict):
         self.why = why
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Terms:
     """How a comparison is made.
 
@@ -84,7 +85,7 @@ class Terms:
     still: bool = False
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class OriginalRun:
     """One input set, and the outputs of the original on it."""
 
@@ -92,7 +93,7 @@ class OriginalRun:
     outputs: Sequence[Any]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Trial:
     """One input set, and the outputs of both models on it."""
 

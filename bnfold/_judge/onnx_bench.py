@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -29,10 +29,12 @@ from bnfold._run.input_sets import InputSet, Port, named, refuse_unfit
 from bnfold._run.nodes import always_empty, random_values, reached
 from bnfold._run.onnx_model import OnnxModel
 from bnfold._run.quantizers import rounds
-from bnfold._run.reference import Reference
 from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime
 from bnfold._run.source import Source, Tap, saturations
 from bnfold._system import memory
+
+if TYPE_CHECKING:
+    from bnfold._run.reference import Reference
 
 _MOST_TOLD = 3
 
@@ -118,16 +120,14 @@ class OnnxBench:
     def run_original(self) -> tuple[OriginalRun, ...]:
         """Load the original and run it; see `Bench.run_original`."""
         model = self._read()
-        self._rounds = rounds(model)
-        self.branches = list(branches_with_weights(model))
-        self.random = random_values(model)
-        self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), self._executor)
+        self.look_at(model)
+        self._folded = BackgroundLoad(self.open_folded, self._executor)
         self._terms.progress("running the original")
         drawn = self._inputs is None or bool(self.pair.filled)
         drawing = self._drawing(model) if drawn else None  # before it is changed
         original = self._original = self._open_original(model)
         if self.engine is not OnnxRuntime:
-            self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), None)
+            self._folded = BackgroundLoad(self.open_folded, None)
         del model
         if isinstance(drawing, UndrawableError):
             raise EarlyVerdict("inconclusive", f"{drawing}; pass real inputs") from drawing
@@ -144,6 +144,12 @@ class OnnxBench:
         varying = reached(original.graph, [port.name for port in original.inputs])
         self.unmoved = varying - reached(original.graph, original.weights.keys())
         return tuple(seen)
+
+    def look_at(self, model: onnx.ModelProto) -> None:
+        """Note what decides how the original is compared, ahead of its first run."""
+        self._rounds = rounds(model)
+        self.branches = list(branches_with_weights(model))
+        self.random = random_values(model)
 
     def run_folded(self, seen: Sequence[OriginalRun]) -> tuple[Trial, ...]:
         """See `Bench.run_folded`."""
@@ -232,6 +238,10 @@ class OnnxBench:
         """A session of the engine that runs both models."""
         return self.engine(source.content(), source.folder, bounds=self._terms.bounds)
 
+    def open_folded(self) -> OnnxRuntime | Reference:
+        """The folded model in a session, as it is compared with the original."""
+        return self.load(self.pair.folded)
+
     def _choices(self) -> tuple[dict[str, Choice], dict[str, Choice]]:
         ours, theirs = (
             choices(side.proto().graph) for side in (self.pair.original, self.pair.folded)
@@ -283,6 +293,8 @@ class OnnxBench:
                 text = f"the original does not load: {error}"
                 raise NotLoadedError(str(error), text) from error
             missing = str(error)
+        from bnfold._run.reference import Reference
+
         self.engine = Reference
         try:
             opened = self._opened(self.pair.original.structure())

@@ -8,14 +8,15 @@ written otherwise may be equal all the same.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
+
+from bnfold._system.records import record
 
 Product = tuple[Hashable, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Amount:
     """``Σ factor · product of names``, in a fixed order. One that is a number is an ``int``."""
 

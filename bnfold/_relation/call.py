@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from onnx import NodeProto
@@ -12,11 +11,12 @@ from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import Double
 from bnfold._relation.relations import Related
 from bnfold._relation.side import Side, attributes
+from bnfold._system.records import record
 
 Pair = tuple[Double, Double]
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Call:
     """An operator, and how each of its inputs is related; None for constants and left-out ones.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -20,11 +20,12 @@ from bnfold._relation.fillings import Fillings
 from bnfold._relation.linear import Applied, apply
 from bnfold._relation.reading import Step
 from bnfold._relation.side import Array, Side, Weight, attributes
+from bnfold._system.records import record
 
 _GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Core:
     """The part of an operator that is not affine.
 

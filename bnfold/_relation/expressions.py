@@ -14,11 +14,13 @@ Stability of Numerical Algorithms", 2002, section 4.2).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 Double = NDArray[np.float64]
@@ -30,7 +32,7 @@ class Incomparable(Exception):
     """Two expressions are not of one form. The message says why."""
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Linear:
     """A linear operator with constant weights.
 
@@ -77,7 +79,7 @@ class Linear:
         return self.load()[start:stop] if self.part is None else self.part(start, stop)
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Term:
     """``scale · linear(base)``, or ``scale · base`` without a linear operator.
 
@@ -91,7 +93,7 @@ class Term:
     linear: Linear | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Expression:
     """``Σ terms + shift``; see the module.
 

@@ -5,7 +5,7 @@ ConstantOfShape and Expand make them of sizes that a graph computes; another fil
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 from onnx import NodeProto
@@ -14,12 +14,13 @@ from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.amounts import Size
 from bnfold._relation.integers import Integers, filling, ranges
 from bnfold._relation.outlines import broadcast, rearranged
+from bnfold._system.records import record
 
 _LARGEST = 1 << 20
 """Stored constants of more numbers are not looked through."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Filling:
     """The number, the element type and the sizes of such a tensor; ``repr`` tells −0.0 from 0.0.
 
@@ -36,7 +37,7 @@ class Filling:
         return float(self.number) == 0
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Fillings:
     """Those of one file, by graph and name."""
 

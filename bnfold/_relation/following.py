@@ -8,7 +8,6 @@ the second, and of the first as the second leaves them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from onnx import NodeProto, TensorProto, helper
 
@@ -18,6 +17,7 @@ from bnfold._relation import cores, roots
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import Expression
 from bnfold._relation.joining import Joining
+from bnfold._system.records import record
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 _SMALL = (*_FLOATS, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -35,7 +35,7 @@ WIDER: dict[int, tuple[int, ...]] = {
 """The types that hold all numbers of a type."""
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Following(Joining):
     """The tensors of one file, and what operators ahead have made of them."""
 

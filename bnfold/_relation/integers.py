@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from bnfold._relation.amounts import (
 from bnfold._relation.expressions import Expression
 from bnfold._relation.side import Side, attributes
 from bnfold._relation.sizes import Sizes
+from bnfold._system.records import record
 
 _LONGEST = 64
 KINDS = (TensorProto.INT32, TensorProto.INT64)
@@ -37,7 +38,7 @@ _ENDLESS = (2**31 - 1, 2**63 - 1)
 _SLICE = ("starts", "ends", "axes", "steps")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Numbers:
     """A scalar or a vector of integers."""
 
@@ -45,7 +46,7 @@ class Numbers:
     is_scalar: bool = False
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Integers:
     """What a file computes from sizes alone, and the sizes of its tensors.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from onnx import NodeProto, helper
 
@@ -21,12 +20,13 @@ from bnfold._relation.places import LAST
 from bnfold._relation.side import attributes
 from bnfold._relation.table import Joined
 from bnfold._relation.turning import Turning
+from bnfold._system.records import record
 
 _LARGEST = 16
 """Blocks of more places are left as they are."""
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Joining(Turning):
     """The tensors of one file, some of which others are put together of."""
 

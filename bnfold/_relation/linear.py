@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnx import NodeProto
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.expressions import Double, Expression, Linear, Term, along, vector
 from bnfold._relation.side import Side, Weight, attributes
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 _SUMMED = 1 << 20
@@ -29,7 +30,7 @@ _TAPS = 1 << 16
 """Windows of more places are compared as they are."""
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Applied:
     """A linear operator on a tensor: ``factor · linear(data) + bias``.
 

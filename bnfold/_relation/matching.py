@@ -6,7 +6,7 @@ The first file adds what it does not find. Of the second file, what is not found
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 from onnx import NodeProto
@@ -29,6 +29,7 @@ from bnfold._relation.series import expanded
 from bnfold._relation.side import Side
 from bnfold._relation.solving import Difference, constant_rows, solve
 from bnfold._relation.table import OWN, RANDOM, Known, Sum, Table
+from bnfold._system.records import record
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", OWN)
 """Nobody knows whether an operator of another domain puts out the same twice."""
@@ -41,7 +42,7 @@ _FAITHFUL = frozenset(
 """Operators that put out something else for data that are scaled or shifted otherwise."""
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Form:
     """One way to tell what an operator does: its key in the table, and what it reads.
 
@@ -56,7 +57,7 @@ class Form:
     is_other: bool = False
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Matcher:
     """What a file has in common with the table.
 

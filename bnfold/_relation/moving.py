@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from onnx import NodeProto
@@ -37,6 +37,7 @@ from bnfold._relation.places import (
 from bnfold._relation.side import Weight, attributes
 from bnfold._relation.table import Part, key_of
 from bnfold._relation.tensors import Tensors
+from bnfold._system.records import record
 
 _IN_PARTS = {
     "ArgMax": kept,
@@ -48,7 +49,7 @@ _IN_PARTS = {
 """Operators that are others, one behind the other or side by side."""
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Moving(Tensors):
     """The tensors of one file, some of which hold numbers of others."""
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold._relation.relations import Related
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Problem:
     """A place where the two files are not seen to agree.
 
@@ -41,7 +42,7 @@ class Blamed(Exception):
         self.by = Blame(by, is_sure)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Blame:
     """Who reads a relation that is not the identity, and whether that is sure to show."""
 

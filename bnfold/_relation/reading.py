@@ -5,7 +5,6 @@ BatchNormalization: ``(x − mean) / √(var + ε) · scale + B`` along axis 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from onnx import NodeProto
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.expressions import Double, Expression, along
 from bnfold._relation.side import Side, Weight, attributes
+from bnfold._system.records import record
 
 _EPSILON = float(np.float32(1e-5))
 _BINARY = ("Add", "Div", "Mul", "Sub")
@@ -22,7 +22,7 @@ _OF_ONE = ("Concat", "Max", "Mean", "Min", "Sum")
 _MOVING = ("Expand", "Flatten", "Reshape", "Squeeze", "Tile", "Unsqueeze")
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Step:
     """``scale·x + shift``, with what a tool that computes the two in floats may be off."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._relation.expressions import ONE, ZERO, Double, Expression
+from bnfold._system.records import record
 
 _MOST = 2.0**-6
 """No difference of a larger part of a number is laid to rounding."""
@@ -36,7 +37,7 @@ def most(unit: float) -> float:
     return max(_MOST, 8 * unit)
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Related:
     """``second = scale · first + shift``, both along the axes of the tensor.
 

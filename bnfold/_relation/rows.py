@@ -6,7 +6,7 @@ They are read in parts, and compared in smaller ones: a model may be larger than
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bnfold._relation.expressions import Double, Expression, Incomparable, Linear, vector
 from bnfold._relation.relations import least, most
+from bnfold._system.records import record
 
 _BLOCK = 1 << 16
 """So many weights are compared at a time: they fit into a processor's cache."""
@@ -63,7 +64,7 @@ def _itself(axis: int, rows: int, length: int) -> Linear:
     return Linear(kind, axis, axis, load, rows, 1, rows, ((0,) * length,))
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Layout:
     columns: int
     places: dict[tuple[int, ...], int]
@@ -106,7 +107,7 @@ class Filled(NamedTuple):
     allowed: Double
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Reader:
     """Reads rows of operators, some more at a time than are asked for."""
 

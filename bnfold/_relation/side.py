@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from bnfold._onnx.read.quantized import Dequantized, dequantized
 from bnfold._onnx.read.scopes import Scope, label, read_scopes, type_of
 from bnfold._onnx.read.shapes import Shapes, infer
 from bnfold._relation.expressions import Double, Expression
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -46,7 +47,7 @@ class Weight(NamedTuple):
         return self.load().astype(np.float64)
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Side:
     """One file. ``values`` has the expressions of tensors by graph and name.
 

@@ -8,7 +8,7 @@ what it reads. The second file may know more than the first about a tensor that 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.amounts import (
@@ -20,6 +20,7 @@ from bnfold._relation.amounts import (
     product_of,
     replaced,
 )
+from bnfold._system.records import record
 
 Ints = tuple[int | None, ...]
 _KNOWN_DOMAINS = ("", "ai.onnx", "com.microsoft")
@@ -33,7 +34,7 @@ _LEAVING = frozenset(
 """Operators that may put out nothing, whatever they read."""
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Sizes:
     """What is known of sizes while the files are walked, the first one maybe more than once.
 

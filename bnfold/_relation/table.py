@@ -10,7 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from onnx import NodeProto, TensorProto, helper
 from bnfold._onnx.read.scopes import domain_of, type_of
 from bnfold._relation.expressions import Expression
 from bnfold._run.nodes import RANDOM as DRAWING
+from bnfold._system.records import record
 
 Array = NDArray[Any]
 Ranges = tuple[tuple[int, Hashable], ...]
@@ -37,7 +38,7 @@ OWN = "\0torch"
 """The domain of PyTorch's operators that have no other name; no file has it."""
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Known:
     """An operator that is not affine, as the first file has it.
 
@@ -56,7 +57,7 @@ class Known:
     is_used: bool = False
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Sum:
     """A sum of linear operators and bases, which became a base.
 
@@ -82,7 +83,7 @@ class Joined(NamedTuple):
     parts: tuple[Expression, ...]
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Table:
     """All values of the first file, and those that the second has besides.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -14,9 +14,10 @@ from bnfold._relation.integers import Integers
 from bnfold._relation.matching import Matcher
 from bnfold._relation.side import Side
 from bnfold._relation.table import fingerprint
+from bnfold._system.records import record
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Tensors:
     """The tensors of one file.
 

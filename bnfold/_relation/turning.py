@@ -9,7 +9,6 @@ the first one known is taken as it is, and the others are transposed the other w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from onnx import NodeProto, helper
@@ -21,6 +20,7 @@ from bnfold._relation.integers import ranges
 from bnfold._relation.moving import Moving
 from bnfold._relation.places import place_of
 from bnfold._relation.side import attributes
+from bnfold._system.records import record
 
 Order = tuple[int, ...]
 POINTWISE = frozenset(
@@ -45,7 +45,7 @@ class Turned(NamedTuple):
     order: Order
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Turning(Moving):
     """The tensors of one file, some of which are others transposed."""
 

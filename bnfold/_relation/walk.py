@@ -7,7 +7,7 @@ what it finds with other numbers, are problems.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 from onnx import NodeProto
@@ -30,13 +30,14 @@ from bnfold._relation.places import (
 )
 from bnfold._relation.problems import Problem
 from bnfold._relation.table import Known, key_of
+from bnfold._system.records import record
 
 _ASKING = ("CastLike", "Shape")
 _SUMS = ("Add", "Sub", "Sum")
 _COMMUTATIVE = ("Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor")
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Walk(Following):
     """One file on its way through the table.
 

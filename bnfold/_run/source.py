@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,6 +18,7 @@ import onnx
 from bnfold._onnx.read.order import put_in_order
 from bnfold._onnx.read.scopes import opset_of, type_of
 from bnfold._run.hoist import hoist
+from bnfold._system.records import record
 
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -47,7 +48,7 @@ class Parsed:
         return model
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Source:
     """A model file, and the inner tensors that it puts out.
 

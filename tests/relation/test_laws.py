@@ -155,6 +155,7 @@ _SHARED = {
     "bnfold._onnx.read.shapes",
     "bnfold._onnx.read.sizes",
     "bnfold._run.nodes",  # which operators draw random numbers
+    "bnfold._system.records",  # how a class of fields is defined
 }
 
 _OF_TORCH = {
