@@ -24,7 +24,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -39,7 +38,7 @@ from counting import Count, count
 from inference import SMALL, Feeds, session
 from leftovers import Left
 from numpy.typing import NDArray
-from packages import LEAST, made_up, packaged, processor_time, runs_on
+from packages import in_turn, made_up, packaged, runs_on
 from simplifiers import TOOLS, is_there, simplify
 
 COMPARED = (*TOOLS, "aimet_onnx")
@@ -157,14 +156,7 @@ def _ratio(source: Path, target: Path, feeds: Feeds, seconds: float) -> float:
     runs = [session(path, 1, executed) for path in (source, target)]
     for run in runs:
         run.run(None, feeds)
-    ratios: list[float] = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end or len(ratios) < LEAST:
-        took = {}
-        for number in (0, 1) if len(ratios) % 2 else (1, 0):
-            took[number] = processor_time(runs[number], feeds)
-        ratios.append(took[1] / took[0])
-    return statistics.median(ratios)
+    return in_turn(runs, feeds, seconds)
 
 
 def page(rows: Sequence[Row]) -> str:

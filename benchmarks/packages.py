@@ -193,10 +193,13 @@ def in_pairs(source: Path, runs: Sequence[InferenceSession]) -> float | None:
     ``source`` says what their inputs are; None if these cannot be drawn.
     """
     feeds = next((made for made in made_up(source, runs[0]) if runs_on(runs, made)), None)
-    if feeds is None:
-        return None
+    return None if feeds is None else in_turn(runs, feeds, SECONDS)
+
+
+def in_turn(runs: Sequence[InferenceSession], feeds: Feeds, seconds: float) -> float:
+    """Median processor time of the second model over that of the first, for so many seconds."""
     ratios: list[float] = []
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end or len(ratios) < LEAST:
         took = {}
         for number in (0, 1) if len(ratios) % 2 else (1, 0):

@@ -417,6 +417,19 @@ def test_a_vector_is_one_channel(opset):
     assert codes(wide) == {"bn": "not-per-channel"}
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_statistics_of_another_size_are_no_map(behind):
+    """No runtime runs it, so no fold of it can be right, and a check would call it wrong."""
+    for channels in (4, 6):
+        least = op("ReduceMin", "x" if behind else "a", "b", axes=[2, 3])
+        norm = bn("bn", "b" if behind else "x", "a", 4)
+        linear = conv("conv", "a" if behind else "b", "y", (4, channels, 1, 1))
+        pieces = (least, norm) if behind else (norm, least)
+        made = model(*pieces, linear, x=(2, channels, 4, 4), opset=13)
+        assert bool(bnfold.plan(made).folds) == (channels == 4)
+    assert codes(made) == {"bn": "not-per-channel"}
+
+
 def test_a_vector_of_one_channel_ahead_and_alone():
     product = (op("MatMul", "b w", "y"), {"w": rand(5, 4)})
     made = model(bn("bn", "x", "b", 1), product, x=(5,))

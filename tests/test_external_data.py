@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -414,6 +415,61 @@ def test_data_that_shrink_do_not_end_the_process(what, tmp_path):
     assert code == 0, f"ended with {code}"
     assert told.startswith(f"{path}: external data {path.with_name('weights.bin')} ends before")
     assert told.count("\n") == 1
+
+
+CUT_OFF = """
+import os, sys
+import bnfold
+import bnfold._judge.end_to_end
+from bnfold._run import session
+
+right = session.OnnxRuntime.run
+for case in sys.argv[1:]:
+    first, second, cut = case.split("|")
+    runs = []
+    def run(self, feeds):
+        runs.append(1)
+        if len(runs) == 2:
+            os.truncate(cut, 100)
+        return right(self, feeds)
+    session.OnnxRuntime.run = run
+    child = os.fork()
+    if not child:
+        try:
+            page = second.endswith(".html")
+            print(bnfold.report(first, second) if page else bnfold.verify(first, second).status)
+        except bnfold.UsageError as error:
+            print(error)
+        sys.stdout.flush()
+        os._exit(0)
+    print("ended with", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only what can be forked is ended apart")
+def test_files_that_shrink_while_they_are_compared_do_not_end_the_process(tmp_path):
+    """onnxruntime maps data files, and weights stay mapped: here neither has the user's files."""
+    made = model(
+        conv("conv", "x", "c", (640, 640, 1, 1)), bn("bn", "c", "y", 640), x=(1, 640, 2, 2)
+    )
+    cases, expected = [], []
+    cuts = ["a/weights.bin", "b/weights.bin", "a/model.onnx"]
+    for cut in cuts + ["page"] * bool(find_spec("fast_sugiyama")):
+        home = tmp_path / f"{len(cases)}"
+        for name in "ab":
+            (home / name).mkdir(parents=True)
+            saved(made, home / name)
+        if cut == "a/model.onnx":
+            onnx.save(made, home / cut)
+        second = home / ("page.html" if cut == "page" else "b/model.onnx")
+        gone = home / ("a/weights.bin" if cut == "page" else cut)
+        cases.append(f"{home / 'a/model.onnx'}|{second}|{gone}")
+        changed = f"{gone} was changed while it was read; run it again"
+        expected += [str(second) if cut == "page" else changed, "ended with 0"]
+    asked = [sys.executable, "-c", CUT_OFF, *cases]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == expected, done.stderr
+    assert not list(tmp_path.rglob(".bnfold-*"))
 
 
 @pytest.mark.parametrize("mode", ["r", "c", "r+"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from bnfold._core import channels
 from bnfold._onnx.files import save
 
 from .cli import examples
-from .fuzz import command, library, mutation
+from .fuzz import command, coverage, library, mutation
 from .fuzz.cases import Case
 
 
@@ -31,6 +34,18 @@ def test_mutated_files_through_the_command(count):
     assert not wrong
     assert sum(ends.values()) == count
     assert {"code-0-compared", "code-2"} <= ends.keys()
+
+
+def test_the_search_by_what_bytes_reach(tmp_path, capsys):
+    """It ends after its time without a finding, or says that it cannot be done here."""
+    if find_spec("atheris") is None:
+        assert coverage.main(["1"]) == 0
+        assert "atheris is not installed" in capsys.readouterr().out
+        return
+    asked = [sys.executable, "-m", "tests.fuzz.coverage", "5", "--folder", str(tmp_path)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not [path.name for path in tmp_path.iterdir() if path.name != "corpus"]
 
 
 def off(folded):

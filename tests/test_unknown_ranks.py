@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bnfold
+from bnfold._proof.certificate import certify
 
 from .graphs import (
     assert_same,
@@ -13,6 +14,7 @@ from .graphs import (
     const,
     conv,
     counts,
+    done,
     model,
     op,
     positive,
@@ -84,3 +86,15 @@ def test_norms_of_tensors_of_unknown_rank_become_one_norm(known):
     folded = bnfold.fold(m)
     assert counts(folded) == {"Relu": 3, "BatchNormalization": 1}
     assert_same(m, folded, {"x": rand(2, 3, 8, 8)})
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("further", [False, True])
+def test_the_shape_of_a_weight_that_is_an_input_tells_the_rank(kind, further):
+    """The fold has its bias by that; its certificate called it a bias of another shape."""
+    same = [op("Identity", "c", "i")] if further else []
+    behind = const("Add", "i" if further else "c", "y", rand(4, 1, 1))
+    m = model(op(kind, "x w", "c"), *same, behind, x={"x": None, "w": (4, 4, 2, 2)}, opset=21)
+    found = done(m)
+    assert found.applied and len(found.folded.graph.node[0].input) == 3
+    assert all(one.holds for one in certify(m, found.folded, found.applied))

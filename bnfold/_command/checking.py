@@ -41,11 +41,13 @@ def check_each(
     depthwise: bool = False,
     quiet: bool = False,
     report: Path | None = None,
+    repeated: Sequence[str] = (),
 ) -> int:
     """Print what is left to fold in each model, and return the worst exit code.
 
     A model that cannot be read is told on standard error, and the others are looked at. ``report``
-    is a file that gets what is known of all of them, as JSON.
+    is a file that gets what is known of all of them, as JSON. ``repeated`` are options that
+    folding a model needs as well.
 
     Raises:
         UsageError: there is one path, and it cannot be read; or the report cannot be written.
@@ -77,7 +79,7 @@ def check_each(
             spent = time.monotonic() - begun
             one = _Checked(model or path, code_of(error), spent, error=line)
         checked.append(one)
-        _tell(one, form, verbose, quiet, several)
+        _tell(one, form, verbose, quiet, several, repeated)
     _tell_all(checked, form, several, report)
     codes = [one.code for one in checked]
     if several and form == "text" and not (quiet and max(codes) == PASSED):
@@ -123,7 +125,14 @@ def _check(model: Path, settings: Settings, depthwise: bool) -> Outcome:
         )
 
 
-def _tell(one: _Checked, form: str, verbose: bool, quiet: bool, several: bool) -> None:
+def _tell(
+    one: _Checked,
+    form: str,
+    verbose: bool,
+    quiet: bool,
+    several: bool,
+    repeated: Sequence[str],
+) -> None:
     """Say what is left to fold in a model, in forms that need no other model for that."""
     from bnfold._command.telling import show_lines
     from bnfold._report import ci, markdown
@@ -133,7 +142,7 @@ def _tell(one: _Checked, form: str, verbose: bool, quiet: bool, several: bool) -
     outcome = one.outcome
     if form == "text" and outcome is not None and not (quiet and one.code == PASSED):
         header = [Line(f"{one.model}:", "head")] if several else []
-        terminal.show([*header, *left_to_fold(outcome, verbose)])
+        terminal.show([*header, *left_to_fold(outcome, verbose, repeated)])
     if form == "markdown" or (form == "github" and ci.is_summarized()):
         lines = [f"### bnfold: {cell(str(one.model))}: cannot be read", "", cell(one.error)]
         if outcome is not None:

@@ -11,7 +11,7 @@ import click
 
 from bnfold._command import beliefs, help, options, pages, preprocessing, targets, terminal
 from bnfold._command.entry import Commands
-from bnfold._command.many import many
+from bnfold._command.many import many, words_of
 from bnfold._command.options import PATH
 from bnfold._command.terminal import EXIT_CODES
 from bnfold._errors import UsageError
@@ -171,7 +171,8 @@ def fold(
         believed_ = beliefs.settings(**believed)
         from bnfold._command.checking import check_each
 
-        return check_each(models, form, verbose, believed_, depthwise, quiet, report)
+        given = (form, verbose, believed_, depthwise, quiet, report, words_of(context))
+        return check_each(models, *given)
     if output_dir is not None:
         from bnfold._command.registry import fold_all
 

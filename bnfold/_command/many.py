@@ -66,6 +66,18 @@ def options_of(context: click.Context) -> tuple[Option, ...]:
     )
 
 
+def words_of(context: click.Context) -> list[str]:
+    """What the command line says about the work on a model, as words of another command line."""
+    line = ParameterSource.COMMANDLINE
+    words = ["--no-config"] * (context.get_parameter_source("no_config") is line)
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in _OWN and context.get_parameter_source(name) is line:
+            given = _options(parameter, context.params[name])
+            words += [word for option in given for word in option if word is not None]
+    return words
+
+
 def _replaced(context: click.Context) -> set[str]:
     """Options of the configuration that the command line leaves no use for.
 

@@ -35,6 +35,10 @@ list in an attribute (its name, and the place in the list)."""
 PADDING = Reason("zero-padding", "", "zero padding would see the shift")
 # What a sum says whose terms cannot be counted.
 UNCOUNTED = Reason("not-carried", "", "how many elements it adds up is not known")
+# What a mean says that may be one of no elements.
+OF_NOTHING = Reason(
+    "not-carried", "", "it may be a mean of no elements, which ONNX does not define"
+)
 
 
 def not_carried(message: str, numbers: bool = False) -> Refusal:

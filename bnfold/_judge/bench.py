@@ -14,7 +14,7 @@ from bnfold._judge.settings import Settings
 from bnfold._judge.ties import Choice
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Bounds
-from bnfold._run.input_sets import InputSet
+from bnfold._run.input_sets import InputSet, Port
 from bnfold._run.noise import Array
 from bnfold._run.perturbable_model import PerturbableModel
 from bnfold._run.source import Source, Tap
@@ -113,6 +113,27 @@ class SaturatedOutput(NamedTuple):
     function: str
 
 
+def agree(what: str, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
+    """Raise `EarlyVerdict` with "fail" unless the inputs, or outputs, of both models agree."""
+    names, others = [port.name for port in left], [port.name for port in right]
+    if names != others:
+        lost, new = sorted({*names} - {*others}), sorted({*others} - {*names})
+        text = f"lost {lost[:4]}, new {new[:4]}" if lost or new else "in another order"
+        raise EarlyVerdict("fail", f"the folded model's {what}s are not the same: {text}")
+    for port, other in zip(left, right, strict=True):
+        if port.type != other.type:
+            raise EarlyVerdict("fail", f"{what} {port.name} is {port.type} and {other.type}")
+        if what == "input" and _sizes(port) != _sizes(other):
+            raise EarlyVerdict(
+                "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
+            )
+
+
+def _sizes(port: Port) -> list[int | None]:
+    """The sizes of a port; None for a free size, whatever its name."""
+    return [size if isinstance(size, int) else None for size in port.shape]
+
+
 class Bench(Protocol):
     """Two models side by side.
 
@@ -187,6 +208,12 @@ class Bench(Protocol):
 
     def in_float64(self, inputs: InputSet) -> tuple[list[Any], list[Any]]:
         """The outputs of the original and of the folded model in float64, empty if not known."""
+
+    def moved_by_sums(self, inputs: InputSet) -> Sequence[Any]:
+        """How far each output of the folded model in float64 moves if sums are off (`long_sums`).
+
+        Empty if that is not known.
+        """
 
     def choices(self) -> Mapping[str, Choice]:
         """By output, the choice that it comes from, where both models choose.

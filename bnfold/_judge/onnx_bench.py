@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -18,6 +18,7 @@ from bnfold._judge.bench import (
     SaturatedOutput,
     Terms,
     Trial,
+    agree,
 )
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
@@ -156,8 +157,8 @@ class OnnxBench:
         original = self.original
         try:
             folded = self._folded.get()
-            _agree("input", original.inputs, folded.inputs)
-            _agree("output", original.outputs, folded.outputs)
+            agree("input", original.inputs, folded.inputs)
+            agree("output", original.outputs, folded.outputs)
             return tuple(Trial(s.inputs, s.outputs, folded.run(s.inputs.feeds)) for s in seen)
         except EngineError as error:
             raise EarlyVerdict("fail", f"the folded model does not run: {error}") from error
@@ -167,6 +168,12 @@ class OnnxBench:
         found = (self._exact(source, inputs) for source in (self.pair.original, self.pair.folded))
         wanted, made = found
         return wanted, made
+
+    def moved_by_sums(self, inputs: InputSet) -> Sequence[Any]:
+        """See `Bench.moved_by_sums`."""
+        from bnfold._judge.long_sums import movements
+
+        return movements(self.pair.folded, partial(self._exact, inputs=inputs))
 
     def choices(self) -> Mapping[str, Choice]:
         """See `Bench.choices`."""
@@ -366,27 +373,6 @@ def _first_that_runs(
         except EngineError as error:
             reasons.append(str(error))
     return None, reasons[0] if reasons else ""
-
-
-def _agree(what: str, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
-    """Raise `EarlyVerdict` with "fail" unless the inputs, or outputs, of both models agree."""
-    names, others = [port.name for port in left], [port.name for port in right]
-    if names != others:
-        lost, new = sorted({*names} - {*others}), sorted({*others} - {*names})
-        text = f"lost {lost[:4]}, new {new[:4]}" if lost or new else "in another order"
-        raise EarlyVerdict("fail", f"the folded model's {what}s are not the same: {text}")
-    for port, other in zip(left, right, strict=True):
-        if port.type != other.type:
-            raise EarlyVerdict("fail", f"{what} {port.name} is {port.type} and {other.type}")
-        if what == "input" and _sizes(port) != _sizes(other):
-            raise EarlyVerdict(
-                "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
-            )
-
-
-def _sizes(port: Port) -> list[int | None]:
-    """The sizes of a port; None for a free size, whatever its name."""
-    return [size if isinstance(size, int) else None for size in port.shape]
 
 
 def _parsed(source: Source, what: str, verdict: Status) -> onnx.ModelProto:

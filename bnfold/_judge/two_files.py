@@ -15,7 +15,7 @@ from bnfold._judge import by_proof
 from bnfold._judge.second_opinion import second_opinion
 from bnfold._judge.settings import Settings
 from bnfold._judge.verdict import EndToEnd
-from bnfold._onnx.files.external import external_files, runnable, size_on_disk
+from bnfold._onnx.files.external import external_files, runnable, size_on_disk, unchanged
 from bnfold._onnx.files.load import in_binary, load_model
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._run.bounds import Bounds
@@ -69,7 +69,12 @@ def _compare_binaries(
     by_position, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
     one, two = Parsed(model), Parsed(other)
     del model, other, sides
-    with runnable(original, ours) as left, runnable(folded, theirs) as right:
+    with (
+        unchanged(original, ours),
+        unchanged(folded, theirs),
+        runnable(original, ours) as left,
+        runnable(folded, theirs) as right,
+    ):
         if by_position is None and draws == [None]:
             first = Source(left, parsed=one, edits=left_edits)
             second = Source(right, parsed=two, edits=right_edits)

@@ -93,15 +93,18 @@ def read(tensor: TensorProto, base_dir: Path | None) -> Array:
 def mapped(tensor: TensorProto, base_dir: Path | None) -> Array:
     """The values of a tensor that stay for long, as those of all weights do in a comparison.
 
-    Large ones are mapped from their external file, as onnxruntime maps it: the system may drop
-    pages of a mapped file at any time, so they cost no memory. On a system that does not let a
-    mapped file be replaced, they are read. Raises `UsageError` as `read` does.
+    Large ones are mapped from their external file, where that may be (`scratch.may_map`), as
+    onnxruntime maps it: the system may drop pages of a mapped file at any time, so they cost no
+    memory. On a system that does not let a mapped file be replaced, they are read. Raises
+    `UsageError` as `read` does.
     """
     if tensor.data_location == TensorProto.EXTERNAL and tensor.data_type not in PACKED:
         path, offset, size = _external(tensor, base_dir)
         if size >= _MAPPED and os.name == "posix":
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
             try:
+                if not scratch.may_map(path):
+                    return _read_external(tensor, base_dir)
                 with path.open("rb") as file:
                     refuse_changed(file, own_mark(tensor), path)
                     if path.stat().st_size < offset + size:
@@ -357,7 +360,7 @@ def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
 def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     """Every tensor that some nodes store in their attributes, and in bodies."""
     for node in nodes:
-        for attribute in node.attribute:
+        for attribute in node.attribute[:]:
             if attribute.type == AttributeProto.TENSOR:
                 yield attribute.t
             elif attribute.type == AttributeProto.TENSORS:

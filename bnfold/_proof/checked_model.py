@@ -154,7 +154,8 @@ class CheckedModel:
                 return None if letters is None else max(least, letters)
             if node is not None and kind in _CONVOLUTIONS:
                 weight = self.values(scope, node.input[1])
-                return None if weight is None else max(least, weight.ndim)
+                kernel = self.shapes.shape(scope, node.input[1]) if weight is None else weight.shape
+                return None if kernel is None else max(least, len(kernel))
             if node is not None and kind in (*_BROADCAST, *_PRODUCTS):
                 product = kind in _PRODUCTS
                 read = self.values if product else self.fixed

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from bnfold._registry import index
 from bnfold._registry.finding import SUFFIXES
@@ -18,6 +18,9 @@ from bnfold._registry.report import PAGE_ENDING
 from bnfold._system import paths, scratch
 
 _LOCATION = re.compile(rb"\n\x08location\x12(?:([\x01-\x7f])|([\x80-\xff])([\x01-\x1f]))")
+_LONGEST = 1 << 13
+"""More bytes than a match has, with the name that follows it."""
+_PART = 1 << 20
 """How a model in binary form begins to say where external data lie; the name follows.
 
 ONNX, StringStringEntryProto: the key is field 1, the value field 2. The size of the name has seven
@@ -113,13 +116,28 @@ def locations(model: str) -> set[str]:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
             return set()
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return {_name(data, match) for match in _LOCATION.finditer(data)}
-    except (OSError, ValueError):  # An empty file cannot be mapped.
+        with path.open("rb") as file:
+            return {
+                _name(data, match)
+                for data in _overlapping(file)
+                for match in _LOCATION.finditer(data)
+            }
+    except OSError:
         return set()
 
 
-def _name(data: mmap.mmap, match: re.Match[bytes]) -> str:
+def _overlapping(file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a file in parts. Each begins with so much of the one before that no name that is
+    cut there is missed. A file that is mapped would end the process if it got shorter.
+    """
+    kept = b""
+    while block := file.read(_PART):
+        data = kept + block
+        yield data
+        kept = data[-_LONGEST:]
+
+
+def _name(data: bytes, match: re.Match[bytes]) -> str:
     short, low, high = match.groups()
     size = short[0] if short else (low[0] & 0x7F) | high[0] << 7
     return os.fsdecode(data[match.end() : match.end() + size].replace(b"\0", b""))

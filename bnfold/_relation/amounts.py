@@ -3,11 +3,17 @@
 A name is the size of an axis of a tensor, or a quotient that does not come out even. So two amounts
 are written alike in both files if the arithmetic of integers makes them equal. Amounts that are
 written otherwise may be equal all the same.
+
+A short file may ask for an amount that no memory holds: it squares a size over and over. One that
+is too long to be written out has a name of its own, made of its hash: it is the same in both files,
+and nothing else is known of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -21,6 +27,22 @@ class Amount:
     """``Σ factor · product of names``, in a fixed order. One that is a number is an ``int``."""
 
     terms: tuple[tuple[Product, int], ...]
+
+    @cached_property
+    def weight(self) -> int:
+        """How many parts it is written with, those within quotients among them."""
+        return _width(self) + sum(map(weight, self._inner))
+
+    @cached_property
+    def depth(self) -> int:
+        """How many quotients stand within each other."""
+        return 1 + max((each.depth for each in self._inner), default=0)
+
+    @property
+    def _inner(self) -> list[Amount]:
+        """The amounts within its names."""
+        names = (name for product, _ in self.terms for name in product if isinstance(name, tuple))
+        return [each for name in names for each in name[1:] if isinstance(each, Amount)]
 
     @property
     def is_size(self) -> bool:
@@ -47,9 +69,17 @@ def _terms(value: Size) -> dict[Product, int]:
 
 def _made(terms: Mapping[Product, int]) -> Size:
     kept = {product: factor for product, factor in terms.items() if factor}
+    if any(factor.bit_length() > _LONGEST for factor in kept.values()):
+        return _hashed("sum", *sorted(map(repr, kept.items())))
     if not kept.keys() - {()}:
         return kept.get((), 0)
-    return Amount(tuple(sorted(kept.items(), key=repr)))
+    made = Amount(tuple(sorted(kept.items(), key=repr)))
+    return _hashed("sum", made) if are_many((made,)) else made
+
+
+def _hashed(kind: str, *values: Hashable) -> Amount:
+    """A name for what is too long to be written out."""
+    return named((_HASHED, kind, hashlib.sha256(repr(values).encode()).hexdigest()))
 
 
 def fits(value: Size, bits: int) -> bool:
@@ -80,17 +110,18 @@ def times(one: Size, other: Size) -> Size:
     return _made(made)
 
 
-_MOST = 1 << 14
-"""No more parts are multiplied out: a short file may ask for more than memory holds."""
+_MOST = 1 << 9
+"""No more parts are multiplied out."""
+_DEEPEST = 32
+"""No more quotients stand within each other."""
+_LONGEST = 256
+"""No number has more bits."""
+_HASHED = "hashed"
 
 
 def weight(value: Size) -> int:
     """How many parts an amount is written with, those within quotients among them."""
-    if isinstance(value, int):
-        return 1
-    parts = (name for product, _ in value.terms for name in product)
-    inner = (each for name in parts if isinstance(name, tuple) for each in name[1:])
-    return _width(value) + sum(weight(each) for each in inner if isinstance(each, Amount))
+    return 1 if isinstance(value, int) else value.weight
 
 
 def _width(value: Size) -> int:
@@ -99,7 +130,11 @@ def _width(value: Size) -> int:
 
 def are_many(values: Sequence[Size]) -> bool:
     """Whether the product of amounts, or their quotient, may have more parts than are written."""
-    return prod(map(_width, values)) > _MOST or sum(map(weight, values)) > _MOST
+    if all(isinstance(value, int) for value in values):
+        return False
+    deepest = max(value.depth for value in values if isinstance(value, Amount))
+    wide = prod(map(_width, values)) > _MOST or sum(map(weight, values)) > _MOST
+    return wide or deepest > _DEEPEST
 
 
 def product_of(values: Iterable[Size]) -> Size:
@@ -107,7 +142,7 @@ def product_of(values: Iterable[Size]) -> Size:
     made: Size = 1
     values = tuple(values)
     if are_many(values):
-        return named(("product", *values))
+        return _hashed("product", *values)
     for value in values:
         made = times(made, value)
     return made
@@ -143,6 +178,8 @@ def quotient(one: Size, other: Size) -> Size:
     if isinstance(one, int) and isinstance(other, int) and other:
         sign = 1 if (one < 0) == (other < 0) else -1
         return sign * (abs(one) // abs(other))
+    if are_many((one, other)):
+        return _hashed("quotient", one, other)
     return named(("quotient", one, other))
 
 
@@ -166,13 +203,16 @@ def name_of(value: Size) -> Hashable | None:
 
 
 def holds(value: Size, name: Hashable) -> bool:
-    """Whether a name is part of an amount, also within the name of a quotient."""
+    """Whether a name is part of an amount, also within the name of a quotient.
+
+    It may be part of one that has its name of a hash.
+    """
     return any(_is_in(part, name) for product in _terms(value) for part in product)
 
 
 def _is_in(part: Any, name: Hashable) -> bool:
     inner = [each for each in part[1:] if isinstance(each, Amount)] if part != name else ()
-    return part == name or any(holds(each, name) for each in inner)
+    return part == name or part[0] == _HASHED or any(holds(each, name) for each in inner)
 
 
 def replaced(value: Size, meant: Mapping[Hashable, Size]) -> Size:

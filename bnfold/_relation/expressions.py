@@ -14,7 +14,7 @@ Stability of Numerical Algorithms", 2002, section 4.2).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class Linear:
         of_shift: what it reads is 1 everywhere but in the padding. Its weights are sums, and
             ``mass`` reads the sums of their sizes.
         name: the tensor of its weights.
+        sizes: those of the axes of its data that its places lie along; None where not known.
     """
 
     kind: tuple[Any, ...]
@@ -73,6 +74,12 @@ class Linear:
     mass: Callable[[], Array] | None = None
     part: Callable[[int, int], Array] | None = None
     name: str = ""
+    sizes: tuple[int | None, ...] | None = None
+
+    @property
+    def data_rank(self) -> int | None:
+        """The number of axes of its data; None where that may be any."""
+        return len(self.places[0]) + 2 if self.data_axis == 1 and self.places else None
 
     def rows_from(self, start: int, stop: int) -> Array:
         """The weights of some rows."""
@@ -119,6 +126,16 @@ class Expression:
         return None
 
     @property
+    def is_base(self) -> bool:
+        """Whether the tensor is a base as it is, with one scale and one shift."""
+        term, shift = self.map, self.shift
+        if term is None:
+            return False
+        if term.scale is ONE and shift is ZERO:
+            return True
+        return term.scale.size == shift.size == 1 and bool(term.scale == 1 and shift == 0)
+
+    @property
     def axis(self) -> int | None:
         """The axis of the rows of its linear operators, or None without any."""
         return next((term.linear.axis for term in self.terms if term.linear is not None), None)
@@ -128,28 +145,25 @@ class Expression:
 
         ``error`` is one number or lies along the axes of ``by``.
         """
-        terms = tuple(replace(t, scale=t.scale * by, error=t.error + error) for t in self.terms)
+        terms = tuple(Term(t.base, t.scale * by, t.error + error, t.linear) for t in self.terms)
         slips = np.asarray(self.error + error)
         slip, mass = float(np.max(slips)), self.mass * np.abs(by)
         if slips.size > 1 and slip:  # One number for all channels; the mass of others counts less.
             mass = mass * (slips / slip)
-        return replace(
-            self,
-            terms=terms,
-            shift=self.shift * by,
-            mass=mass,
-            error=slip,
-            unit=max(self.unit, unit),
-        )
+        unit = max(self.unit, unit)
+        shift = self.shift * by
+        return Expression(terms, shift, mass, slip, unit, self.origins, self.is_wide)
 
     def shifted(self, by: Double, error: float, unit: float) -> Expression:
         """The expression and a constant."""
-        return replace(
-            self,
-            shift=self.shift + by,
-            mass=self.mass + np.abs(by),
-            error=self.error + error,
-            unit=max(self.unit, unit),
+        return Expression(
+            self.terms,
+            self.shift + by,
+            self.mass + np.abs(by),
+            self.error + error,
+            max(self.unit, unit),
+            self.origins,
+            self.is_wide,
         )
 
     def plus(self, other: Expression, sign: float = 1.0) -> Expression:

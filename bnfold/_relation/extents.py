@@ -46,7 +46,7 @@ def note(held: Integers, scope: Scope, node: NodeProto) -> None:
     """Note the sizes of what a node puts out, where inference does not know all of them."""
     kind = type_of(node)
     rule = _RULES.get(kind) or (_reduced if kind.startswith("Reduce") else None)
-    names = [name for name in node.output if name]
+    names = [name for name in node.output[:] if name]
     if rule is None or not names:
         return
     learns = held.sizes.learns and kind in _TELLING
@@ -69,7 +69,7 @@ def _keeping(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]
 def _joining(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]:
     if scope.opset < _EVERYWHERE:
         return [None]
-    read = [held.of_tensor(scope, name) for name in node.input]
+    read = [held.of_tensor(scope, name) for name in node.input[:]]
     made = read[0]
     for each in read[1:]:
         made = None if made is None or each is None else broadcast(made, each)
@@ -168,7 +168,7 @@ def _reduced(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]
 
 
 def _concat(held: Integers, scope: Scope, node: NodeProto) -> list[Told | None]:
-    read = [held.of_tensor(scope, name) for name in node.input]
+    read = [held.of_tensor(scope, name) for name in node.input[:]]
     known = [each for each in read if each is not None]
     if len(known) < len(read) or len({len(each) for each in known}) != 1:
         return [None]

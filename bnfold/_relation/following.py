@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import Scope, label, type_of
-from bnfold._relation import cores, roots
+from bnfold._relation import cores
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import Expression
 from bnfold._relation.joining import Joining
@@ -43,14 +43,14 @@ class Following(Joining):
         """Whether an operator is done with that is one with the operator ahead."""
         rule = _RULES.get(type_of(node))
         value = self.value(scope, node.input[0]) if rule is not None and node.input else None
-        if rule is None or value is None or value.map is None or not roots.is_plain(value):
+        if rule is None or value is None or value.map is None or not value.is_base:
             return False
         return rule(self, scope, node, value.map.base)
 
     def note_behind(self, node: NodeProto, core: Core, made: Expression) -> None:
         """Note what operators behind this one may be one with."""
         data, own, table = core.given[0] if core.given else None, made.map, self.found.table
-        if data is None or own is None or not roots.is_plain(made):
+        if data is None or own is None or not made.is_base:
             return
         kind = type_of(core.node)
         if type_of(node) == "Not":

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from onnx import NodeProto, helper
 
 from bnfold._onnx.read.scopes import Scope, label, type_of
-from bnfold._relation import roots
 from bnfold._relation.expressions import Expression
 from bnfold._relation.integers import ranges
 from bnfold._relation.places import LAST
@@ -36,7 +35,7 @@ class Joining(Turning):
         value = self.value(scope, node.input[0]) if kind in ("Gather", "Slice") else None
         term = None if value is None else value.map
         joined = None if term is None else self.found.table.joins.get(term.base)
-        if value is None or joined is None or not roots.is_plain(value):
+        if value is None or joined is None or not value.is_base:
             return False
         taken = (
             self._gathered(scope, node, joined)
@@ -94,7 +93,7 @@ class Joining(Turning):
         """Note what a Concat has put together, where the sizes of all parts are known."""
         rank, own = self.side.rank(scope, node.output[0]), made.map
         values = [self.value(scope, name) for name in node.input]
-        if rank is None or own is None or not roots.is_plain(made):
+        if rank is None or own is None or not made.is_base:
             return
         axis = attributes(node).get("axis", 1) % rank
         sizes: list[int] = []

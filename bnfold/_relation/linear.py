@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from bnfold._onnx.read.scopes import Scope, type_of
-from bnfold._relation.expressions import Double, Expression, Linear, Term, along, vector
+from bnfold._relation.expressions import (
+    ZERO,
+    Double,
+    Expression,
+    Linear,
+    Term,
+    along,
+    vector,
+)
 from bnfold._relation.side import Side, Weight, attributes
 from bnfold._system.records import record
 
@@ -50,12 +58,13 @@ class Applied:
 
 def read(side: Side, scope: Scope, node: NodeProto) -> Applied | None:
     """The linear operator that a node is, or None."""
-    if type_of(node) == "Gather":
+    kind = type_of(node)
+    if kind == "Gather":
         return _reordering(side, scope, node)
-    reader = _READERS.get(type_of(node))
+    reader = _READERS.get(kind)
     if reader is None or len(node.input) < 2 or not all(node.input[:2]):
         return None
-    first, second = (side.floats(scope, name) for name in node.input[:2])
+    first, second = side.floats(scope, node.input[0]), side.floats(scope, node.input[1])
     if first is not None and second is None and reader in (_matmul, _gemm):
         return _from_left(side, scope, node, first)
     return reader(side, scope, node, second) if first is None and second is not None else None
@@ -106,8 +115,10 @@ def _conv(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied 
         assert weight.part is not None
         return weight.part(0, start, stop).reshape(stop - start, columns, -1)
 
-    linear = _linear(weight, kind, (1, 1), load, rows, columns, group, places)
-    linear = replace(linear, is_padded=padded, part=part if weight.part is not None else None)
+    read_part = part if weight.part is not None else None
+    axes = 1, 1
+    linear = _linear(weight, kind, axes, load, rows, columns, group, places, padded, read_part)
+    linear = replace(linear, sizes=side.spatial(scope, node.input[0]))
     bias = node.input[2] if len(node.input) > 2 else ""
     return Applied(node.input[0], linear, spatial + 2, spatial + 2, bias=bias)
 
@@ -162,11 +173,10 @@ def _conv_transpose(side: Side, scope: Scope, node: NodeProto, weight: Weight) -
         return np.ascontiguousarray(parts.transpose(0, 2, 1, 3)).reshape(group * wide, columns, -1)
 
     kind = ("transposed", kernel, *sorted(fixed.items()))
-    linear = _linear(weight, kind, (1, 1), load, group * wide, columns, group, places)
+    linear = _linear(weight, kind, (1, 1), load, group * wide, columns, group, places, padded)
     bias = node.input[2] if len(node.input) > 2 else ""
-    return Applied(
-        node.input[0], replace(linear, is_padded=padded), spatial + 2, spatial + 2, bias=bias
-    )
+    linear = replace(linear, sizes=side.spatial(scope, node.input[0]))
+    return Applied(node.input[0], linear, spatial + 2, spatial + 2, bias=bias)
 
 
 def _gemm(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied | None:
@@ -215,8 +225,9 @@ def _product(weight: Weight, turned: bool, data_axis: int = -1, axis: int = -1) 
         return (values if turned else values.T)[:, :, None]
 
     kind = ("product", axis, data_axis)
-    made = _linear(weight, kind, (axis, data_axis), load, rows, columns, 1, ((),))
-    return replace(made, part=part if weight.part is not None else None)
+    read_part = part if weight.part is not None else None
+    axes = axis, data_axis
+    return _linear(weight, kind, axes, load, rows, columns, 1, ((),), part=read_part)
 
 
 def _linear(
@@ -228,6 +239,8 @@ def _linear(
     columns: int,
     group: int,
     places: tuple[tuple[int, ...], ...],
+    is_padded: bool = False,
+    part: Callable[[int, int], Array] | None = None,
 ) -> Linear:
     return Linear(
         kind,
@@ -239,6 +252,8 @@ def _linear(
         places,
         error=weight.unit / 2,
         unit=weight.unit,
+        is_padded=is_padded,
+        part=part,
         name=weight.name,
     )
 
@@ -301,6 +316,11 @@ def apply(found: Applied, data: Expression) -> Expression | None:
     if term is None:
         return None
     linear = found.linear
+    if data.is_base and isinstance(term.error, float):  # As below, where no number is another.
+        own = replace(linear, error=linear.error + term.error) if term.error else linear
+        terms = (Term(term.base, linear=own),)
+        made = Expression(terms, ZERO, ZERO, 0.0, linear.unit, data.origins)
+        return made.scaled(np.asarray(found.factor), 0.0, 0.0) if found.factor != 1.0 else made
     channels = linear.group * linear.columns
     gain, shift, mass = (
         vector(each, linear.data_axis, found.data_rank, channels)
@@ -347,6 +367,7 @@ def apply(found: Applied, data: Expression) -> Expression | None:
                 of_shift=True,
                 mass=lambda: np.where(inside, 0.0, sizes),
                 name=linear.name,
+                sizes=linear.sizes,
             )
             made = replace(made, terms=(*made.terms, Term(term.base, linear=image)))
     return made.scaled(np.asarray(found.factor), 0.0, 0.0) if found.factor != 1.0 else made

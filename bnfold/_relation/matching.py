@@ -25,7 +25,8 @@ from bnfold._relation.expressions import (
 from bnfold._relation.passing import errors_behind, passed
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem, of_map
 from bnfold._relation.relations import Related, of_maps
-from bnfold._relation.series import expanded
+from bnfold._relation.series import expanded, that_read
+from bnfold._relation.showing import by_map, by_operator, by_output, by_rows
 from bnfold._relation.side import Side
 from bnfold._relation.solving import Difference, constant_rows, solve
 from bnfold._relation.table import OWN, RANDOM, Known, Sum, Table
@@ -114,17 +115,22 @@ class Matcher:
         if not self.is_first:
             why = f"this {node.op_type} has other bounds" if tried else ""
             self.miss(node, forms[0].given, outputs, why)
-        for form in forms if self.is_first else ():
-            kind = type_of(form.core.node)
-            known = Known(label(node), form.given, outputs, kind, form.core.numbers)
-            self.table.operators.setdefault(form.key, []).append(known)
+        if self.is_first:
+            self.also(node, forms, outputs, (self.side, scope, node))
         return [of_base(base) for base in outputs]
 
-    def also(self, node: NodeProto, forms: Sequence[Form], outputs: Sequence[int]) -> None:
-        """Note in the first file that an operator puts out bases that are known."""
+    def also(
+        self,
+        node: NodeProto,
+        forms: Sequence[Form],
+        outputs: Sequence[int],
+        place: tuple[Side, Scope, NodeProto] | None = None,
+    ) -> None:
+        """Note in the first file that an operator puts out bases; at its place if they are new."""
+        plain = next((f for f in forms if not (f.is_moved or f.is_other)), None)
         for form in forms:
-            kind = type_of(form.core.node)
-            known = Known(label(node), form.given, outputs, kind, form.core.numbers)
+            kind, at = type_of(form.core.node), place if form is plain else None
+            known = Known(label(node), form.given, outputs, kind, form.core.numbers, place=at)
             self.table.operators.setdefault(form.key, []).append(known)
 
     def _also(
@@ -230,8 +236,8 @@ class Matcher:
             for value, one in zip(given, relations, strict=True)
             if value is not None and one is not None and not one.is_identity
         )
-        what = f"what {label(node)} reads"
-        found = of_map(label(node), what, one, next(iter(known.outputs), None), sure)
+        showing = by_operator(known, relations)
+        found = of_map(label(node), "what it reads", one, sure, showing)
         self.problems.append(replace(found, read=_bases(value)))
 
     def total(self, value: Expression, at: str, rank: int | None, kind: int) -> Expression:
@@ -247,9 +253,8 @@ class Matcher:
                 return self._matched(known, value, found, at)
             if found is not None:
                 differences.append((known, found))
-        longer = expanded(value, self.table.definitions)
         if not self.is_first:
-            made = self._in_series(value, longer or value, kind, at)
+            made = self._in_series(value, kind, at)
             if made is not None:
                 return made
         if self.is_first or not differences:
@@ -258,9 +263,8 @@ class Matcher:
             known = self.table.definitions[base] = Sum(at, value, base, rank, kind, own)
             if self.is_first:
                 self.table.sums.setdefault(bases, []).append(known)
-                if longer is not None:
-                    read = frozenset(term.base for term in longer.terms)
-                    self.table.expanded.setdefault(read, []).append((known, longer))
+                for each in bases:
+                    self.table.readers.setdefault(each, []).append(known)
             else:
                 why = "the first file adds up nothing of this form"
                 self.loose[base] = self._loose([value]) or Problem("structure", at, why)
@@ -273,26 +277,16 @@ class Matcher:
         origins = value.origins - self.forced.keys()
         if origins and len(worst.channels) == worst.of:
             raise Blamed(origins, at, True)
-        self.problems.append(
-            Problem(
-                "weights",
-                at,
-                str(worst),
-                known.base,
-                worst.channels,
-                worst.units,
-                worst.allowed,
-                read=_bases(value),
-            )
-        )
+        told, showing = str(worst), by_rows(known, value, worst)
+        sizes = worst.units, worst.allowed
+        self.problems.append(Problem("weights", at, told, *sizes, True, _bases(value), showing))
         return self._matched(known, value, worst.otherwise, at, is_wrong=True)
 
-    def _in_series(
-        self, value: Expression, longer: Expression, kind: int, at: str
-    ) -> Expression | None:
+    def _in_series(self, value: Expression, kind: int, at: str) -> Expression | None:
         """A map of a base that is made in several steps in one of the files, or None."""
+        longer = expanded(value, self.table.definitions) or value
         bases = frozenset(term.base for term in longer.terms)
-        pairs = list(self.table.expanded.get(bases, ()))
+        pairs = that_read(self.table, bases)
         if longer is not value:
             pairs += [(known, known.expression) for known in self.table.sums.get(bases, ())]
         for known, own in pairs:
@@ -314,14 +308,18 @@ class Matcher:
         )
         if self.is_first:
             return made
+        related = of_maps(known.own, made)
+        is_same = related is not None and related.is_identity
+        is_wrong |= not is_same and known.base in self.forced
         if any(term.linear is not None for term in value.terms) and not is_wrong:
             self.layers.append(Layer(at, found.distance))
-        related = of_maps(known.own, made)
-        if related is not None and related.is_identity:
+        if is_same:
             return known.own
         if known.base in self.forced:
             blame = self.forced[known.base]
-            problem = of_map(at, f"{at} puts out", related or found, known.base, blame.is_sure)
+            moved = related or found
+            showing = by_map(known.base, moved)
+            problem = of_map(at, "what it puts out", moved, blame.is_sure, showing)
             why = f"{problem.why}, as {blame.by} reads it"
             self.problems.append(replace(problem, why=why, read=_bases(value)))
             return known.own
@@ -339,7 +337,7 @@ class Matcher:
         elif not related.is_identity:
             if other.origins - self.forced.keys():
                 raise Blamed(other.origins - self.forced.keys(), what, True)
-            found = of_map(what, what, related, None, True)
+            found = of_map(what, "this output", related, True, by_output(one, related))
             self.problems.append(replace(found, read=_bases(other)))
 
 

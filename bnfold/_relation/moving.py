@@ -86,10 +86,10 @@ class Moving(Tensors):
         before = self.integers.of_tensor(scope, node.input[0])
         keeps = bool(before) and before is not None and before[-1:] == told[-1:] != (None,)
         term, parts = data.map, roots.along_rows(data, keeps)
-        if term is not None and parts is not None and not roots.is_plain(data):
+        if term is not None and parts is not None and not data.is_base:
             made = self._turned_base(scope, node, of_base(term.base), told)
             own = made.map
-            if own is not None and roots.is_plain(made):
+            if own is not None and made.is_base:
                 made = roots.with_parts(data, own.base, parts)
                 self.give(scope, node.output[0], made)
                 return
@@ -101,7 +101,7 @@ class Moving(Tensors):
         root = roots.root_of(self.found.table, data)
         term, own = root.map, self._own_forms(scope, node, data, told)
         if term is not None and is_same(told, self.integers.sizes.bases.get(term.base)):
-            if self.found.is_first and roots.is_plain(root) and root is not data:
+            if self.found.is_first and root.is_base and root is not data:
                 self.found.also(node, own, [term.base])
             return root
         core, types = Core(node, node.input, [data]), [self.side.shapes.type(scope, node.output[0])]
@@ -129,7 +129,7 @@ class Moving(Tensors):
         term, sizes = data.map, self.integers.sizes.bases
         turn = None if term is None else self.found.table.turns.get(term.base)
         own = None if turn is None else sizes.get(turn[0])
-        if turn is None or own is None or not roots.is_plain(data) or None in told:
+        if turn is None or own is None or not data.is_base or None in told:
             return None
         wide = [axis for axis in turn[1] if own[axis] != 1]
         places = [place for place, size in enumerate(told) if size != 1]
@@ -150,7 +150,7 @@ class Moving(Tensors):
         self.side.shapes.types[scope.path, output] = self.side.shapes.type(scope, node.input[0])
         inner = NodeProto(op_type="Reshape", name=label(node), input=[name], output=[output])
         made = self._turned_base(scope, inner, root, tuple(ahead))
-        return (made, tuple(order)) if roots.is_plain(made) else None
+        return (made, tuple(order)) if made.is_base else None
 
     def _own_forms(self, scope: Scope, node: NodeProto, data: Expression, told: Told) -> list[Form]:
         """How a rearrangement is told by its own data, whatever these are a rearrangement of."""

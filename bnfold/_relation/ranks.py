@@ -46,10 +46,10 @@ def note(side: Side, scope: Scope, node: NodeProto) -> None:
     elif kind in _KEEPING or (kind.startswith("Reduce") and given.get("keepdims", 1) == 1):
         rank = side.rank(scope, node.input[0])
     elif kind == "Concat":
-        known = (side.rank(scope, name) for name in node.input)
+        known = (side.rank(scope, name) for name in node.input[:])
         rank = next((each for each in known if each is not None), None)
     elif kind in _WIDENING:
-        ranks = [side.rank(scope, name) for name in node.input]
+        ranks = [side.rank(scope, name) for name in node.input[:]]
         told = [each for each in ranks if each is not None]
         rank = max(told) if len(told) == len(ranks) and told else None
     if rank is not None:

@@ -81,7 +81,7 @@ def _affine(side: Side, scope: Scope, node: NodeProto) -> tuple[str, list[Step]]
         return node.input[0], [Step(np.asarray(-1.0), None, 0.0, 0.0)]
     if kind not in _BINARY or len(node.input) != 2 or scope.opset < 7:
         return None
-    stored = [side.floats(scope, name) for name in node.input]
+    stored = [side.floats(scope, name) for name in node.input[:]]
     places = [k for k in (0, 1) if stored[k] is not None]
     if len(places) != 1:
         return None

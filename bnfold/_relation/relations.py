@@ -71,6 +71,9 @@ def settled(
     The mass stays where a shift is left out beside a scale: what is left out may be a shift yet, in
     which the other file agrees.
     """
+    if not np.any(scale != 1) and _has_one_shift(first, second):
+        slip = float(np.max(second.error + first.error))
+        return Related(slip=slip)
     same = np.abs(scale - 1) <= np.minimum(error, _MOST)
     factor = np.where(same, 1.0, scale)
     shift = second.shift - factor * first.shift
@@ -92,6 +95,12 @@ def settled(
     )
 
 
+def _has_one_shift(first: Expression, second: Expression) -> bool:
+    """Whether two expressions have the same finite shift."""
+    one, other = first.shift, second.shift
+    return one.shape == other.shape and bool(((one == other) & np.isfinite(one)).all())
+
+
 def _plain(values: Double, number: float) -> Double:
     """Numbers that are all the same as one of them; ``number`` if there are none."""
     one = np.asarray(values.flat[0] if values.size else number)
@@ -99,13 +108,6 @@ def _plain(values: Double, number: float) -> Double:
 
 
 _IDENTITY = Related()
-
-
-def _is_plain(value: Expression, scale: Double) -> bool:
-    """Whether a map of a base is the base."""
-    return (
-        scale.size == value.shift.size == 1 and bool(scale.flat[0] == 1) and not value.shift.flat[0]
-    )
 
 
 def of_maps(first: Expression, second: Expression) -> Related | None:
@@ -118,7 +120,7 @@ def of_maps(first: Expression, second: Expression) -> Related | None:
         return settled(first, second, ONE, 0.0, unit)
     if one.base != other.base:
         return None
-    if _is_plain(first, one.scale) and _is_plain(second, other.scale):
+    if first.is_base and second.is_base:
         return _IDENTITY
     dead = one.scale == 0
     if np.any(dead & (other.scale != 0)):

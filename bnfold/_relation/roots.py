@@ -77,13 +77,6 @@ def with_parts(data: Expression, base: int, parts: Parts) -> Expression:
     return replace(data, terms=(Term(base, *parts[:2]),), shift=parts[2], mass=parts[3])
 
 
-def is_plain(data: Expression) -> bool:
-    """Whether a map is a base as it is, with one scale and one shift."""
-    term = data.map
-    is_one = term is not None and term.scale.size == data.shift.size == 1
-    return term is not None and is_one and bool(term.scale == 1 and data.shift == 0)
-
-
 def note(table: Table, data: Expression, made: Expression) -> None:
     """Note of what a new base is a rearrangement."""
     bases = _moved(data, made)
@@ -116,7 +109,7 @@ def note_turn(table: Table, data: Expression, made: Expression, order: tuple[int
 def parts_of(table: Table, part: Part, axis: int) -> tuple[Part, ...]:
     """The parts of which one part of a Concat is made along the same axis, or the part itself."""
     _, value = part
-    term = value.map if value is not None and is_plain(value) else None
+    term = value.map if value is not None and value.is_base else None
     chain = None if term is None else table.chains.get(term.base)
     return chain[1] if chain is not None and chain[0] == axis else (part,)
 
@@ -124,7 +117,7 @@ def parts_of(table: Table, part: Part, axis: int) -> tuple[Part, ...]:
 def note_chain(table: Table, made: Expression, axis: int, parts: tuple[Part, ...]) -> None:
     """Note of what a base is a Concat."""
     term = made.map
-    if term is not None and is_plain(made):
+    if term is not None and made.is_base:
         table.chains.setdefault(term.base, (axis, parts))
 
 

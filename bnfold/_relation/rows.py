@@ -28,6 +28,8 @@ Part = tuple[Linear, Double, Double]
 
 def kinds_of(sides: Sequence[dict[Key, list[Part]]]) -> dict[int, set[frozenset[Any]]]:
     """By base the kinds of operators that read it; of both sides, if they are other ones."""
+    if len(sides) == 2 and sides[0].keys() == sides[1].keys():
+        sides = sides[:1]
     found: dict[int, set[frozenset[Any]]] = {}
     for side in sides:
         for base in {key[0] for key in side if not key[1]}:
@@ -47,9 +49,8 @@ def parts_of(
     found: dict[Key, list[Part]] = {}
     for term in expression.terms:
         linear = term.linear or _itself(axis, rows, length)
-        factor, error = (
-            vector(np.asarray(each), axis, rank, rows) for each in (term.scale, term.error)
-        )
+        factor = vector(term.scale, axis, rank, rows)
+        error = vector(np.asarray(term.error), axis, rank, rows)
         if factor is None or error is None:
             raise Incomparable("a scale lies along other axes than the channels")
         key = term.base, linear.of_shift, linear.kind
@@ -185,9 +186,12 @@ def _scaled(
 ) -> tuple[Double, Double]:
     """Some rows of an operator times its factors, and how far rounding explains a difference."""
     weights = reader.rows(linear, block)
-    factors = factor[block][:, None, None] * _by_column(linear, linear.gain, 1.0, block)
-    errors = error[block][:, None, None] + _by_column(linear, linear.slack, 0.0, block)
-    if not np.all(factors == 1):
+    factors, errors = factor[block][:, None, None], error[block][:, None, None]
+    if linear.gain is not None:
+        factors = factors * _by_column(linear, linear.gain, block)
+    if linear.slack is not None:
+        errors = errors + _by_column(linear, linear.slack, block)
+    if (factors != 1).any():
         weights *= factors
     sizes = np.abs(weights)
     if linear.mass is None:  # The sum of many sizes may be off by more of itself.
@@ -201,12 +205,8 @@ def _scaled(
     return weights, sizes
 
 
-def _by_column(
-    linear: Linear, values: Double | None, default: float, block: NDArray[np.int64]
-) -> Double:
+def _by_column(linear: Linear, values: Double, block: NDArray[np.int64]) -> Double:
     """Numbers of the channels that each row reads, [rows, columns, 1]."""
-    if values is None:
-        return np.full((1, 1, 1), default)
     groups = np.broadcast_to(values, (linear.group * linear.columns,))
     return groups.reshape(linear.group, -1)[block * linear.group // linear.rows][:, :, None]
 

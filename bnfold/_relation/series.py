@@ -6,7 +6,7 @@ out zeros there as well: it does if it reads one place at a time, and adds no t.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from bnfold._relation.expressions import (
     vector,
 )
 from bnfold._relation.linear import Applied, apply
-from bnfold._relation.table import Sum
+from bnfold._relation.table import Sum, Table
 
 _LARGEST = 1 << 26
 """Products of more weights are not made."""
@@ -49,6 +49,36 @@ def expanded(value: Expression, sums: Mapping[int, Sum]) -> Expression | None:
             )
         value = total
     return value if changed else None
+
+
+def that_read(table: Table, bases: frozenset[int]) -> list[tuple[Sum, Expression]]:
+    """The sums of the first file that read some bases once they are expanded, in order.
+
+    A sum is expanded when it is first asked for: most files never ask.
+    """
+    start = min(bases, default=-1)
+    if start not in table.followed:
+        table.followed.add(start)
+        for known in _behind(table.readers, start):
+            longer = None
+            if known.base not in table.seen:
+                table.seen.add(known.base)
+                longer = expanded(known.expression, table.definitions)
+            if longer is not None:
+                read = frozenset(term.base for term in longer.terms)
+                table.expanded.setdefault(read, []).append((known, longer))
+    return sorted(table.expanded.get(bases, ()), key=lambda pair: pair[0].base)
+
+
+def _behind(readers: Mapping[int, Collection[Sum]], base: int) -> list[Sum]:
+    """The sums that read a base, or read sums that do, as far as `expanded` may see."""
+    found: dict[int, Sum] = {}
+    level = [base]
+    for _ in range(_DEPTH + 1):
+        fresh = {s.base: s for each in level for s in readers.get(each, ()) if s.base not in found}
+        found |= fresh
+        level = list(fresh)
+    return list(found.values())
 
 
 def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expression | None:

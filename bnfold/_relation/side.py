@@ -27,7 +27,12 @@ from bnfold._system.records import record
 
 Array = NDArray[Any]
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+_EPS: dict[int, float] = {
+    TensorProto.FLOAT16: 2.0**-10,
+    TensorProto.BFLOAT16: 2.0**-7,
+    TensorProto.FLOAT: 2.0**-23,
+    TensorProto.DOUBLE: 2.0**-52,
+}
 
 
 class Weight(NamedTuple):
@@ -53,6 +58,9 @@ class Side:
 
     ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
     ``functions`` are the model's local functions. ``versions`` has those of the operators' domains.
+    ``weights`` has what `floats` has found, by the graph that reads it and the name.
+    With ``halves_are_exact`` nothing is laid to the rounding of numbers in half precision, beyond
+    that of float32.
     """
 
     scopes: list[Scope]
@@ -62,6 +70,8 @@ class Side:
     ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
     functions: Hashable = ()
     versions: Mapping[str, int] = field(default_factory=dict)
+    weights: dict[tuple[str, str], Weight | None] = field(default_factory=dict)
+    halves_are_exact: bool = False
 
     @classmethod
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
@@ -88,12 +98,16 @@ class Side:
         In an empty tensor no weight shows. And weights that are stored in half precision, and are
         used in a wider type, are rounded to more than a unit of that.
         """
-        return any(self.shapes.empty.values()) or any(
-            type_of(node) == "Cast"
-            and self.shapes.type(scope, node.input[0]) in _HALVES
-            and self.constant(scope, node.input[0]) is not None
-            for scope in self.scopes
-            for node in scope.nodes
+        return (
+            self.shapes.declared_empty
+            or any(self.shapes.empty.values())
+            or any(
+                type_of(node) == "Cast"
+                and self.shapes.type(scope, node.input[0]) in _HALVES
+                and self.constant(scope, node.input[0]) is not None
+                for scope in self.scopes
+                for node in scope.nodes
+            )
         )
 
     def body(self, graph: Any) -> Scope:
@@ -107,16 +121,24 @@ class Side:
 
     def floats(self, scope: Scope, name: str) -> Weight | None:
         """Constant numbers of floating point, dequantized ones as well, or None."""
+        key = scope.path, name
+        if name and key not in self.weights:
+            self.weights[key] = self._floats(scope, name)
+        return self.weights[key] if name else None
+
+    def _floats(self, scope: Scope, name: str) -> Weight | None:
         found = self.constant(scope, name)
-        if found is None and name:
+        if found is None:
             integers = dequantized(self.constants, scope, name)
             if not isinstance(integers, Dequantized) or integers.weight.protected is not None:
                 return None
             found = integers.weight
-        if found is None or not found.is_float:
+        if not found.is_float:
             return None
         part = functools.partial(self.constants.part, found)
-        return Weight(name, found.shape, _EPS[found.dtype.name], found.load, part)
+        unit = _EPS[found.data_type]
+        unit = min(unit, _EPS[TensorProto.FLOAT]) if self.halves_are_exact else unit
+        return Weight(name, found.shape, unit, found.load, part)
 
     def rank(self, scope: Scope, name: str) -> int | None:
         """The number of axes of a tensor, or None."""
@@ -125,6 +147,11 @@ class Side:
             return len(shape)
         owner = scope.owner(name)
         return None if owner is None else self.ranks.get((owner.path, name))
+
+    def spatial(self, scope: Scope, name: str) -> tuple[int | None, ...] | None:
+        """The sizes of a tensor behind its channels, as far as they are known."""
+        shape = self.shapes.shape(scope, name)
+        return None if shape is None else tuple(shape[2:])
 
     def note_rank(self, scope: Scope, name: str, rank: int | None) -> None:
         """Note the rank of a tensor that an operator of a known rank reads."""
@@ -150,7 +177,7 @@ class Side:
 def _refuse_references(scope: Scope) -> None:
     """Raise `UsageError` for a node outside of functions that reads an attribute of a call."""
     for node in () if scope.is_function else scope.nodes:
-        for attribute in node.attribute:
+        for attribute in node.attribute[:]:
             if attribute.ref_attr_name:
                 raise UsageError(
                     f"attribute {attribute.name} of {label(node)} refers to the attribute of a "
@@ -163,7 +190,7 @@ def attributes(node: NodeProto) -> dict[str, Any]:
     types = _types(node.op_type, node.domain)
     return {
         a.name: helper.get_attribute_value(a)
-        for a in node.attribute
+        for a in node.attribute[:]
         if not (a.HasField("g") or a.graphs) and a.type == types.get(a.name, a.type) != 0
     }
 

@@ -110,11 +110,12 @@ def _solve_rows(
     reader = Reader()
     for block in blocks(rows, sum(each.width for each in layouts.values()), wanted):
         (one, off), (other, away) = (filled(s, layouts, block, reader) for s in sides)
-        ratio, diff, over = _compared(one, off, other, away)
+        ratio, diff, over = compared(one, off, other, away)
         wrong = over.any(axis=1)
-        scale[block] = np.where(over.mean(axis=1) > 0.5, 1.0, ratio)
+        is_wrong = bool(wrong.any())
+        scale[block] = np.where(over.mean(axis=1) > 0.5, 1.0, ratio) if is_wrong else ratio
         scale[block[(np.abs(one) <= off).all(axis=1) & ~wrong]] = 0.0
-        if wrong.any() and worst is None:
+        if is_wrong and worst is None:
             row = int(np.argmax(wrong))
             relative = np.where(over[row], diff[row], 0)
             place = int(np.argmax(relative))
@@ -122,15 +123,19 @@ def _solve_rows(
             size = max(abs(found), abs(meant)) * unit
             worst = meant, found, float(diff[row, place]) / size if size else np.inf
         bad += block[wrong].tolist()
-        agreed = ~over & (away + off > 0)
-        part = np.divide(diff, away + off, out=np.zeros_like(diff), where=agreed)
-        distance = max(distance, float(part.max(initial=0)))
+        if diff.any():
+            agreed = ~over & (away + off > 0)
+            part = np.divide(diff, away + off, out=np.zeros_like(diff), where=agreed)
+            distance = max(distance, float(part.max(initial=0)))
     error = np.zeros(rows)
     for side in sides:
-        error += np.max([part[2] for parts in side.values() for part in parts], axis=0)
-    error = error[:1] if np.all(error == error[0]) else error
+        errors = [part[2] for parts in side.values() for part in parts]
+        error += functools.reduce(np.maximum, errors)
+    error = error[:1] if (error == error[0]).all() else error
     related = settled(first, second, along(scale, axis, rank), along(error, axis, rank), unit)
-    vague = float(np.max(error))
+    vague = float(error.max())
+    if worst is None and not distance:
+        return related
     if worst is None:
         return replace(related, distance=max(related.distance, distance * vague / unit))
     name = next((p[0].name for ps in sides[1].values() for p in ps if p[0].name), "")
@@ -140,7 +145,7 @@ def _solve_rows(
     return Difference(bad, total, *worst, vague / unit, related, name)
 
 
-def _compared(
+def compared(
     one: Double, off: Double, other: Double, away: Double
 ) -> tuple[Double, Double, NDArray[np.bool_]]:
     """By row the ratio, and by weight how far the two are apart and whether that is too far.
@@ -150,7 +155,10 @@ def _compared(
     """
     ratio = np.ones(len(one))
     diff = np.abs(other - one)
-    over = ~((diff <= away + off) | _is_same(one, other))  # What is no number is no rounding.
+    near = diff <= away + off
+    if near.all():
+        return ratio, diff, ~near
+    over = ~(near | _is_same(one, other))  # What is no number is no rounding.
     for ratios in (_ratios, _exact_ratios):
         wrong = np.flatnonzero(over.any(axis=1))
         if not len(wrong):
@@ -213,7 +221,7 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         np.minimum(slack, most(each.unit) * np.abs(value))
         for each, value, slack in ((first, one, off), (second, other, away))
     )
-    ratio, diff, over = _compared(one, next(near), other, next(near))
+    ratio, diff, over = compared(one, next(near), other, next(near))
     unit = max(first.unit, second.unit) or float(np.finfo(np.float32).eps)
     wrong = over.any(axis=1)
     if wrong.any():
@@ -246,9 +254,9 @@ def constant_rows(value: Expression, rank: int | None) -> Double:
     linears = [term.linear for term in value.terms if term.linear is not None]
     rows = linears[0].rows
     parts = parts_of(value, axis, rank, rows, len(linears[0].places[0]))
-    layouts = {key: layout_of(part) for key, part in parts.items()}
     found, reader = np.zeros(rows), Reader()
     left = np.flatnonzero(~is_moved(parts, rows)).tolist()
+    layouts = {key: layout_of(part) for key, part in parts.items()} if left else {}
     for block in blocks(rows, sum(each.width for each in layouts.values()), left):
         values, slack = filled(parts, layouts, block, reader)
         found[block] = (np.abs(values) <= slack).all(axis=1)

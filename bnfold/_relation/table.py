@@ -19,8 +19,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from bnfold._onnx.read.scopes import domain_of, type_of
+from bnfold._onnx.read.scopes import Scope, domain_of, type_of
 from bnfold._relation.expressions import Expression
+from bnfold._relation.side import Side
 from bnfold._run.nodes import RANDOM as DRAWING
 from bnfold._system.records import record
 
@@ -44,7 +45,7 @@ class Known:
 
     ``inputs`` has None for constants and inputs that are left out. ``results`` are what its bodies
     put out, ``formal`` what they are given. ``kind`` is its type, ``numbers`` are parameters that
-    a map moves.
+    a map moves. ``place`` is where the first file has it; None for another form of one that it has.
     """
 
     label: str
@@ -55,6 +56,7 @@ class Known:
     formal: Sequence[Sequence[int]] = ()
     results: Sequence[Sequence[Expression]] = ()
     is_used: bool = False
+    place: tuple[Side, Scope, NodeProto] | None = None
 
 
 @record(eq=False)
@@ -90,7 +92,9 @@ class Table:
     Attributes:
         operators: what is not affine, by what tells it apart.
         sums: sums of linear operators, by the bases that they read.
-        expanded: sums that read other sums, as they read what these do.
+        readers: the sums of the first file that read a base.
+        expanded: sums that read other sums, as they read what these do; those that were looked
+            for: behind the bases ``followed``, and each once, by the base that it is, in ``seen``.
         definitions: the sums of both files, by the base that they are.
         roots: by a base whose numbers another one has, in the same order but with other axes, that
             other one.
@@ -110,7 +114,10 @@ class Table:
 
     operators: dict[Hashable, list[Known]] = field(default_factory=dict)
     sums: dict[frozenset[int], list[Sum]] = field(default_factory=dict)
+    readers: dict[int, list[Sum]] = field(default_factory=dict)
     expanded: dict[frozenset[int], list[tuple[Sum, Expression]]] = field(default_factory=dict)
+    followed: set[int] = field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
     definitions: dict[int, Sum] = field(default_factory=dict)
     roots: dict[int, int] = field(default_factory=dict)
     cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
@@ -160,7 +167,7 @@ def key_of(
 
     Attributes that are left out have the defaults of the operator's definition.
     """
-    given = {a.name: _frozen(a) for a in node.attribute if not (a.HasField("g") or a.graphs)}
+    given = {a.name: _frozen(a) for a in node.attribute[:] if not (a.HasField("g") or a.graphs)}
     version, defaults = _defined(node.op_type, domain_of(node), opset)
     given = {**defaults, **given}
     if type_of(node) == "Shape":  # onnxruntime says it in files of opsets that have no such.

@@ -65,7 +65,7 @@ class Tensors:
         """The label of the linear operator behind a tensor, or of the operator that writes it."""
         first = node = scope.writer(name)
         while node.op_type and id(node) not in self.linear:
-            before = [n for n in node.input if n in scope.producers and self.value(scope, n)]
+            before = [n for n in node.input[:] if n in scope.producers and self.value(scope, n)]
             if len(before) != 1:
                 break
             node = scope.writer(before[0])

@@ -108,10 +108,10 @@ class Walk(Following):
 
         What reads a value that is none is none, but for shapes and what is computed of them.
         """
-        outputs = [name for name in node.output if name]
+        outputs = [name for name in node.output[:] if name]
         numbers = self.side.shapes.numbers
         asks = node.op_type in _ASKING or any((scope.path, name) in numbers for name in outputs)
-        if not asks and any(self.value(scope, name) is not None for name in node.input):
+        if not asks and any(self.value(scope, name) is not None for name in node.input[:]):
             return False
         return bool(outputs) and all(self.side.constant(scope, n) is not None for n in outputs)
 
@@ -126,7 +126,7 @@ class Walk(Following):
         if value is None or any(term.linear is not None for term in value.terms):
             return None
         kind = self.side.shapes.type(scope, node.output[0])
-        if kind not in tensors.FLOATS and not roots.is_plain(value):
+        if kind not in tensors.FLOATS and not value.is_base:
             return None
         made = Expression((), value.shift, value.mass, value.error, value.unit, value.origins)
         for term in value.terms:
@@ -175,7 +175,7 @@ class Walk(Following):
             return None
         if scope.opset < 7 or not self.side.is_float(scope, node.output[0]):
             return None
-        parts = [self.value(scope, name) for name in node.input]
+        parts = [self.value(scope, name) for name in node.input[:]]
         total = parts[0]
         for name, part in zip(node.input[1:], parts[1:], strict=True):
             if total is None or part is None:
@@ -197,7 +197,7 @@ class Walk(Following):
 
         Operators of one kind on one base have.
         """
-        first, *rest = (self.side.shapes.sizes(scope, name) for name in node.input)
+        first, *rest = (self.side.shapes.sizes(scope, name) for name in node.input[:])
         if first is not None and None not in first and all(each == first for each in rest):
             return True
         linears = [term.linear and (term.base, term.linear.kind) for term in total.terms]
@@ -209,7 +209,7 @@ class Walk(Following):
 
     def _other(self, scope: Scope, node: NodeProto) -> None:
         """An operator that is not affine, or the part of it that is not."""
-        given: list[Expression | None] = [self.closed(scope, name) for name in node.input]
+        given: list[Expression | None] = [self.closed(scope, name) for name in node.input[:]]
         kind, is_call = scope.kind(node), not scope.kind(node)
         if not is_call:  # By now the sizes of all that it reads have names.
             extents.note(self.integers, scope, node)
@@ -230,7 +230,7 @@ class Walk(Following):
         names = [*core.names, *("" for _ in gates)]
         values = [*core.given, *gates]
         words = [self.word(scope, n, v) for n, v in zip(names, values, strict=True)]
-        types = [self.side.shapes.type(scope, name) if name else 0 for name in node.output]
+        types = [self.side.shapes.type(scope, name) if name else 0 for name in node.output[:]]
         if core.gates:
             types = [max(types)] * len(core.node.output)
         if type_of(node) in _COMMUTATIVE and scope.opset >= 7 and not is_call:
@@ -382,7 +382,7 @@ class Walk(Following):
 def _either(results: Sequence[Sequence[Expression]], place: int) -> Expression | None:
     """What an If puts out, whichever branch it takes; None where the branches differ."""
     found = [own[place] for own in results if len(own) > place]
-    if len(found) != 2 or not all(map(roots.is_plain, found)):
+    if len(found) != 2 or not all(own.is_base for own in found):
         return None
     one, other = found
     return one if one.terms[0].base == other.terms[0].base else None

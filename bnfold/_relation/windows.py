@@ -75,7 +75,15 @@ def _kept(call: Call, values: Double, axes: Sequence[int], rank: int) -> Double:
 
 
 def mean(call: Call) -> Pair | None:
-    """ReduceMean, GlobalAveragePool: linear, and a mean of t is t; of one s and t over any axes."""
+    """ReduceMean: linear, and a mean of t is t; of one s and t over any axes.
+
+    ONNX does not say what a mean of no numbers is. onnxruntime has 0, which no t moves.
+    """
+    empty = call.side.shapes.may_be_empty(call.scope, call.node.input[0])
+    return None if empty and call.first.shift.any() else _over_axes(call)
+
+
+def _over_axes(call: Call) -> Pair | None:
     found = _reduced(call)
     if found is None:
         return pointwise.uniform(call)
@@ -93,8 +101,8 @@ def total(call: Call) -> Pair | None:
 
 
 def largest(call: Call) -> Pair | None:
-    """ReduceMax, ReduceMin: as `largest_of_window`."""
-    return mean(call) if np.all(call.first.scale > 0) else None
+    """ReduceMax, ReduceMin: as `largest_of_window`. The largest of no numbers is −∞."""
+    return _over_axes(call) if np.all(call.first.scale > 0) else None
 
 
 def of_positions(call: Call) -> Pair | None:

@@ -187,10 +187,13 @@ def _equalization_lines(done: Equalization, verbose: bool) -> Iterator[str]:
         yield from proof_lines(done.proof, False)
 
 
-def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
-    """Yield lines that say what would fold, and what stays."""
+def left_to_fold(outcome: Outcome, verbose: bool, repeated: Sequence[str] = ()) -> Iterator[str]:
+    """Yield lines that say what would fold, and what stays.
+
+    ``repeated`` are options that a fold needs as well to do what is said here.
+    """
     yield from _plan_lines(outcome, verbose, "would ")
-    yield from _what_next(outcome)
+    yield from _what_next(outcome, (typed(outcome.model), *repeated))
 
 
 VERBS = (("fold", "folded"), ("merge", "merged"), ("drop", "dropped"), ("rewrite", "rewrote"))
@@ -225,10 +228,8 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
 
 def _what_next(outcome: Outcome, words: Sequence[str] = ()) -> Iterator[str]:
     """Yield what to type to get the folded file, where there would be one."""
-    if outcome.inputs or outcome.tidied:
-        yield "nothing was written; -o FILE writes it"
-    elif outcome.plan.folds:
-        yield "nothing was written; to fold it, type:"
+    if outcome.inputs or outcome.tidied or outcome.plan.folds:
+        yield f"nothing was written; to {'fold' if outcome.plan.folds else 'write'} it, type:"
         command = folding_command(outcome.model, words)
         yield Line(f"  {command}", "type", "  bnfold MODEL -o FOLDED")
 
@@ -252,7 +253,9 @@ def _what_more(plan: Plan, verbose: bool) -> Iterator[str]:
     stays = [kept for kept in plan.kept if not kept.is_bias]
     if stays and not verbose:
         code = min(stays, key=lambda kept: not kept.is_batch_norm).code
-        yield Line(f"-v lists all that stay; 'bnfold explain {code}' says what helps", "faint")
+        hidden = len(stays) > len({(kept.kind, kept.code) for kept in stays})
+        every = "-v lists all that stay; " if hidden else ""
+        yield Line(f"{every}'bnfold explain {code}' says what helps", "faint")
 
 
 def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Iterator[str]:

@@ -24,7 +24,7 @@ RANDOM = {
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """Yield the graphs held by a node (If, Loop, Scan)."""
-    for attribute in node.attribute:
+    for attribute in node.attribute[:]:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:
@@ -77,7 +77,7 @@ def reads(node: onnx.NodeProto) -> list[str]:
 
     Names that a subgraph defines itself may be among them. Callers need no more than a superset.
     """
-    names = list(node.input)
+    names: list[str] = node.input[:]
     for graph in subgraphs(node):
         for inner in graph.node:
             names += reads(inner)
@@ -90,7 +90,7 @@ def own_names(body: onnx.GraphProto) -> set[str]:
     found = {value.name for value in body.input}
     found.update(tensor.name for tensor in body.initializer)
     found.update(tensor.values.name for tensor in body.sparse_initializer)
-    found.update(name for node in body.node for name in node.output)
+    found.update(name for node in body.node for name in node.output[:])
     return found
 
 
@@ -161,7 +161,7 @@ def reached(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
 def random_values(model: onnx.ModelProto) -> set[str]:
     """Return the values of the main graph that depend on random numbers drawn while it runs."""
     makers = filter(drawing(model), model.graph.node)
-    drawn = {name for node in makers for name in node.output if name}
+    drawn = {name for node in makers for name in node.output[:] if name}
     return reached(model.graph, drawn) if drawn else set()
 
 

@@ -68,7 +68,8 @@ def check_writable(path: Path, *, device: bool = False) -> None:
             raise Unwritable(f"cannot write {path}: it is not a regular file")
         if not path.parent.is_dir():
             there = os.path.lexists(path.parent)
-            problem = f"{path.parent} is not a folder" if there else f"there is no {path.parent}"
+            folder = path.parent
+            problem = f"{folder} is not a folder" if there else f"there is no folder {folder}"
             raise Unwritable(f"cannot write {path}: {problem}")
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise Unwritable(f"cannot write {path}: the folder {path.parent} is not writable")

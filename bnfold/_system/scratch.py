@@ -72,6 +72,17 @@ def is_watched() -> bool:
     return bool(_reports)
 
 
+def may_map(path: Path) -> bool:
+    """Whether a file may be mapped: whoever looks at one that got shorter meanwhile is ended.
+
+    It may where another process waits for this one. And where it is this process's alone: it lies
+    in a folder of `beside`, under that one name.
+    """
+    own = f"{PREFIX}{os.getpid()}-"
+    lies_here = any(folder.name.startswith(own) for folder in path.absolute().parents)
+    return is_watched() or (lies_here and path.lstat().st_nlink == 1)
+
+
 def placing(model: Path, data: Sequence[Path]) -> None:
     """Report that data files are about to be put in place, ahead of the model that reads them.
 

@@ -1,8 +1,10 @@
-"""Tensors of PyTorch as NumPy arrays and back, bit for bit."""
+"""Tensors of PyTorch as NumPy arrays and back, bit for bit, and copies of what holds them."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import warnings
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[Any]
+Kept = TypeVar("Kept")
 
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float16: np.dtype(np.float16),
@@ -37,3 +40,14 @@ def from_numpy(values: Array) -> Tensor:
     if whole.dtype == DTYPES[torch.bfloat16]:
         return torch.from_numpy(whole.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(whole)
+
+
+def deep_copy(value: Kept, memo: dict[int, Any] | None = None) -> Kept:
+    """A deep copy of a module, a graph or a part of a program.
+
+    Where one holds the structure of inputs, torch's own code asks for a class that it has
+    deprecated, and warns its caller of that.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        return copy.deepcopy(value, memo)

@@ -8,7 +8,20 @@ from onnx import numpy_helper
 
 import bnfold
 
-from ..graphs import bn, codes, const, conv, counts, folds, model, op, positive, rand
+from ..graphs import (
+    bn,
+    codes,
+    const,
+    constants,
+    conv,
+    counts,
+    folds,
+    model,
+    op,
+    positive,
+    rand,
+    run,
+)
 
 
 def split(x, sizes, names, axis=1, **attrs):
@@ -153,3 +166,35 @@ def test_a_constant_that_is_empty_says_so():
     m = parts([5, 0], None, np.zeros((0, 1, 1), np.float32))
     (kept,) = bnfold.plan(m).kept
     assert (kept.node, kept.code) == ("mb", "not-per-channel") and "is empty" in kept.message
+
+
+@pytest.mark.parametrize("axes", [[0], [2, 3]], ids=str)
+@pytest.mark.parametrize("is_made", [False, True])
+def test_no_shift_crosses_a_mean_of_nothing(axes, is_made):
+    """onnxruntime makes 0 of it, whatever was to be added; a declared size of 0 may be one."""
+    mean, shape = op("ReduceMean", "b", "r", axes=axes), [2, 4, 3, 3]
+    cut = op("Slice", "x zero zero at", "c"), {"zero": np.array([0]), "at": np.array(axes[:1])}
+    if not is_made:
+        cut, shape[axes[0]] = op("Identity", "x", "c"), 0
+    shift = rand(4, 1, 1)
+    m = model(
+        cut,
+        const("Add", "c", "b", shift, name="shift"),
+        mean,
+        conv("conv", "r", "y", (4, 4, 1, 1)),
+        x=shape,
+        opset=13,
+    )
+    given = {"x": rand(*shape)}
+    np.testing.assert_array_equal(run(bnfold.fold(m), given)[0], run(m, given)[0])
+    assert codes(m) == ({} if is_made else {"shift": "no-linear-operator"})
+    swapped = model(
+        cut,
+        op("ReduceMean", "c", "s", axes=axes),
+        const("Add", "s", "r", shift, name="shift"),
+        conv("conv", "r", "y", (4, 4, 1, 1)),
+        x=shape,
+        weights={n: constants(m)[n] for n in ("conv.w", "conv.b") if n in constants(m)},
+        opset=13,
+    )
+    assert bnfold.prove(m, swapped).status != "proved"

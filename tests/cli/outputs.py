@@ -40,6 +40,7 @@ RUNS: tuple[str, ...] = (
     "digits.onnx -q",
     "digits.onnx --no-verify",
     "digits.onnx --time",
+    "digits.onnx --input-type uint8 --no-verify",
     "several.onnx --no-verify",
     "several.onnx --no-verify -v",
     "merging.onnx --no-verify",
@@ -63,6 +64,7 @@ RUNS: tuple[str, ...] = (
     "verify m.onnx strange.onnx --prove",
     # checking
     "digits.onnx --check",
+    "frozen.onnx --check --freeze-initializers",
     "settled.onnx m.onnx bad.onnx --check",
     "settled.onnx --check -q",
     # other forms

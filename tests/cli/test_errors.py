@@ -274,7 +274,7 @@ def test_external_data_in_a_folder(external, tmp_path, unchanged):
 def test_a_missing_folder(model, tmp_path, unchanged):
     unchanged()
     target = tmp_path / "none" / "out.onnx"
-    refused(bnfold(model, "-o", target), str(target), f"there is no {target.parent}")
+    refused(bnfold(model, "-o", target), str(target), f"there is no folder {target.parent}")
 
 
 def test_a_file_for_a_folder(model, tmp_path, unchanged):

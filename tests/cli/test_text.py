@@ -13,7 +13,7 @@ from bnfold._report.text import size_in_words
 
 from ..graphs import bn, const, conv, model, op, rand, subgraph
 from . import examples
-from .command import TOO_LARGE, bnfold, refused
+from .command import CHECKOUT, TOO_LARGE, bnfold, refused
 
 
 def kept_for_two_reasons():
@@ -82,6 +82,27 @@ def test_what_to_type_next_does_what_was_asked(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if "folded" in path.name]
 
 
+def test_what_to_type_behind_a_check_has_its_options(tmp_path):
+    """Without them another fold would be made than the one that is left."""
+    made = examples.foldable()
+    for tensor in made.graph.initializer:
+        made.graph.input.add(name=tensor.name).type.tensor_type.elem_type = tensor.data_type
+    examples.save(made, tmp_path / "m.onnx")
+    given = ("--freeze-initializers", "--no-batchnorm", "--timeout", "60", "--no-config")
+    run = bnfold("m.onnx", "--check", "-v", "--color", "never", *given, cwd=tmp_path)
+    typed = shlex.split(run.lines[-1])
+    assert run.code == 1 and not {"--check", "-v", "--color"} & set(typed)
+    assert bnfold(*typed[1:], cwd=tmp_path).code == 0
+    assert bnfold(typed[-1], "--check", *given, cwd=tmp_path).lines[0] == "nothing to fold"
+
+
+def test_verbose_is_named_where_it_shows_more(tmp_path):
+    run = bnfold(examples.save(examples.foldable(), tmp_path / "m.onnx"), "--no-verify")
+    assert any(line.startswith("-v lists all that stay; 'bnfold explain ") for line in run.lines)
+    run = bnfold(CHECKOUT / "examples" / "digits.onnx", "--no-verify")
+    assert "-v lists" not in run.out and "'bnfold explain zero-padding' says what helps" in run.out
+
+
 def test_verbose_lists_folds_and_kept_maps(model):
     run = bnfold(model, "-v")
     assert "  bn1 → conv1 (absorb behind Conv)" in run.lines
@@ -142,6 +163,21 @@ def test_an_operator_of_which_a_part_stays_counts_once(tmp_path):
     assert run.lines[start + 1] == "  zero-padding: 1 Sub"
     told = "moving it past conv would change the border that zero padding makes"
     assert run.lines[start + 2] == f"    mean stays: {told}"
+
+
+def test_what_is_left_of_two_operators_goes_by_its_own_name(tmp_path):
+    """A scale passes zero padding: no Mul stays for that, but the Add behind it."""
+    made = model(
+        const("Mul", "x", "a", rand(3, 1, 1) + np.float32(1), name="gain"),
+        const("Add", "a", "b", rand(3, 1, 1), name="offset"),
+        conv("conv", "b", "y", (4, 3, 3, 3), pads=[1] * 4),
+    )
+    run = bnfold(examples.save(made, tmp_path / "m.onnx"), "-o", tmp_path / "f.onnx")
+    start = run.lines.index("1 affine operator stays:")
+    assert run.lines[start + 1] == "  zero-padding: 1 Add"
+    assert run.lines[start + 2].startswith("    offset stays: moving it past conv ")
+    left = [(n.name, n.op_type) for n in onnx.load(tmp_path / "f.onnx").graph.node]
+    assert left == [("offset", "Add"), ("conv", "Conv")]
 
 
 def test_the_bias_of_a_linear_operator_is_no_map_that_stays(tmp_path):

@@ -69,7 +69,7 @@ def mutated_bytes(bases: Sequence[bytes], number: int) -> ModelProto | bytes:
         _mutate(made, rng)
     if rng.random() < 0.1:
         data = bytearray(made.SerializeToString())
-        for _ in range(rng.randrange(1, 4)):
+        for _ in range(rng.randrange(1, 4) if data else 0):
             data[rng.randrange(len(data))] = rng.randrange(256)
         return bytes(data)
     return made

@@ -95,6 +95,16 @@ def test_right_merges_hold(name):
     assert {c.law for c in found} >= {"merge", "absorb"}
 
 
+def test_a_kernel_without_a_place_is_no_wrong_merge():
+    """No runtime runs the operators that were merged, so nothing could be equal to them."""
+    pool = op("AveragePool", "c", "y", kernel_shape=[1], strides=[1])
+    linear = conv("conv", "x", "c", (6, 1, 3), False, group=2, auto_pad="VALID")
+    made = model(linear, pool, x=(3, 2, 1), opset=10)
+    after, applied = folded(made)
+    (merge,) = (c for c in certificates(made, after, applied) if c.law == "merge")
+    assert not merge.fails and not merge.holds and "does not fit into" in str(merge.unchecked)
+
+
 # --- bugs of merging ---------------------------------------------------------------------------
 
 

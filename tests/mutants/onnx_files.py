@@ -78,7 +78,7 @@ MUTANTS = (
     Mutant(
         "any suffix will do for a model",
         "_onnx/files/text_forms.py",
-        "if _OTHERS.fullmatch(suffix):",
+        "if re.fullmatch(_OTHERS, suffix):",
         "if False:",
         "tests/cli/test_kinds.py",
     ),
@@ -230,5 +230,26 @@ MUTANTS = (
         "len(called) + sum(sizes.get(one, 0) for one in called)",
         "len(called)",
         "tests/cli/test_mutated.py::test_functions_that_call_the_next_one_twice",
+    ),
+    Mutant(
+        "onnxruntime maps the user's data files in the process that calls it",
+        "_onnx/files/external.py",
+        "(link if mappable else _copy_for_reading)(folder / name, temporary / name)",
+        "link(folder / name, temporary / name)",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "weights of the user's data files are mapped in the process that calls it",
+        "_onnx/tensors.py",
+        "if not scratch.may_map(path):",
+        "if False:",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "files that change while they are compared have a verdict",
+        "_onnx/files/external.py",
+        "    yield\n    _refuse_changed(marks, path.parent)",
+        "    yield",
+        "tests/test_external_data.py",
     ),
 )

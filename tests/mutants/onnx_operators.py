@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "FusedMatMul transposes a matrix ahead of a vector",
+        "_onnx/read/microsoft.py",
+        "if not plain[0] and (second is None or len(second) < 2):",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
         "what a Tile repeats keeps its place",
         "_onnx/read/rearranged.py",
         "if n is not None and n == after[k + offset]}",
@@ -25,6 +32,13 @@ MUTANTS = (
         "cuts = bool(pads) and min(pads or ()) < 0 and max(pads or ()) <= 0",
         "cuts = bool(pads) and min(pads or ()) < 0",
         "tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "a shift crosses a mean of nothing",
+        "_onnx/read/crossed.py",
+        "of_nothing = is_mean and context.shapes.may_be_empty(context.scope, node.input[0])",
+        "of_nothing = False",
+        "tests/carry/test_empty_parts.py",
     ),
     Mutant(
         "a Dropout in training is one in inference",
@@ -327,5 +341,12 @@ MUTANTS = (
         "    if lone or right is None",
         "    if right is None",
         "tests/test_integer_products.py",
+    ),
+    Mutant(
+        "a BatchNormalization has a map whatever the number of its channels",
+        "_onnx/read/affine.py",
+        "if channels not in (None, gamma.shape[0]):",
+        "if False:",
+        "tests/test_batchnorm.py",
     ),
 )

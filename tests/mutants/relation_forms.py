@@ -128,7 +128,7 @@ MUTANTS = (
     Mutant(
         "a scale between two Casts of integers is one behind them",
         "_relation/walk.py",
-        "if kind not in tensors.FLOATS and not roots.is_plain(value):",
+        "if kind not in tensors.FLOATS and not value.is_base:",
         "if False:",
         TURNING,
     ),

@@ -116,8 +116,8 @@ MUTANTS = (
     Mutant(
         "only the largest weights of a row are compared",
         "_relation/solving.py",
-        "over = ~((diff <= away + off) | _is_same(one, other))",
-        "over = ~(diff <= away + off) & (np.abs(one) >= np.sort(np.abs(one), axis=1)[:, -1:])",
+        "near = diff <= away + off",
+        "near = (diff <= away + off) | (np.abs(one) < np.sort(np.abs(one), axis=1)[:, -1:])",
         "tests/relation/test_proof.py",
     ),
     Mutant(

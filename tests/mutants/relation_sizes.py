@@ -8,6 +8,7 @@ _BRANCHES = "tests/relation/test_branches.py"
 _LEARNED = "tests/relation/test_learned.py"
 _EXTENTS = "tests/relation/test_extents.py"
 _EDGES = "tests/relation/test_edges.py"
+_GROWTH = "tests/relation/test_growth.py"
 MUTANTS = (
     Mutant(
         "an If takes the other branch",
@@ -97,7 +98,7 @@ MUTANTS = (
     Mutant(
         "parts of a scaled Concat lose the scale",
         "_relation/roots.py",
-        "term = value.map if value is not None and is_plain(value) else None",
+        "term = value.map if value is not None and value.is_base else None",
         "term = value.map if value is not None else None",
         _LEARNED,
     ),
@@ -177,6 +178,20 @@ MUTANTS = (
         "(size.is_size and not held.sizes.is_open(size))",
         "size.is_size",
         _EDGES,
+    ),
+    Mutant(
+        "all amounts that are too long have one name",
+        "_relation/amounts.py",
+        "hashlib.sha256(repr(values).encode())",
+        "hashlib.sha256(kind.encode())",
+        _GROWTH,
+    ),
+    Mutant(
+        "an amount that is too long holds no name",
+        "_relation/amounts.py",
+        "part == name or part[0] == _HASHED or any",
+        "part == name or any",
+        _GROWTH,
     ),
     Mutant(
         "integers are cut where sizes are large alone",

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 import bnfold
+from bnfold._run import stopwatch
 
+from ..cli.command import bnfold as command
 from ..graphs import bn, conv, model, op, reseed
 from .test_page import HOSTILE, foldable, saved
 
@@ -256,6 +258,33 @@ def test_a_page_prints_and_has_both_colours(browser: Any, page: Path) -> None:
         assert one(browser, tool).is_displayed() == shown, tool
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert len(browser.print_page()) > 10_000
+
+
+def test_a_page_fits_windows_of_any_width(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wider than the window, no words of the legend are squeezed, and the figures of the
+    head begin at one place in every row.
+    """
+    monkeypatch.setattr(stopwatch, "SECONDS", 0.1)
+    made, target = saved(foldable(), tmp_path / "a-long-name-of-a-file.onnx"), tmp_path / "r.html"
+    command("fold", made, "-o", tmp_path / "f.onnx", "--time", "--html", target)
+    measured = (
+        "const boxes = (all) => [...document.querySelectorAll(all)].map((one) => {"
+        "  const box = one.getBoundingClientRect(); return [box.left, box.top, box.height]; });"
+        "return [document.documentElement.scrollWidth, boxes('#facts > *'), boxes('#legend > *')];"
+    )
+    for width in (400, 800, 1280, 1920):
+        shape = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
+        opened(browser, target)
+        wide, figures, keys = browser.execute_script(measured)
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        assert wide <= width
+        assert len(figures) == 7 and len(keys) == 3
+        assert all(height < 30 for _, _, height in keys), width
+        begins = {top: min(left for left, at, _ in figures if at == top) for _, top, _ in figures}
+        assert len(set(begins.values())) == 1, width
 
 
 def test_all_that_can_be_reached_has_a_name(browser: Any, page: Path) -> None:

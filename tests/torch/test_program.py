@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -79,6 +80,19 @@ def test_the_program_given_is_not_changed():
     assert program.state_dict.keys() == state.keys()
     assert all(torch.equal(program.state_dict[k], v) for k, v in state.items())
     assert set(folded.state_dict) == {"conv.weight", "conv2d_bias"}
+
+
+def test_nothing_of_torch_is_told_that_nobody_can_help():
+    """A copy of what holds the structure of inputs asks for a class that torch has deprecated."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    example = (torch.randn(1, 3, 6, 6),)
+    program = export(net, *example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folded = bnfold.fold(program)
+        assert bnfold.verify(program, folded).status == "pass"
+        assert bnfold.verify(program.module(), folded, example).status == "pass"
+        bnfold.fold(program.module(), example)
 
 
 def test_a_weight_with_two_users_is_cloned():

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -53,6 +53,19 @@ def _refuse_changed(marks: Mapping[str, str], base_dir: Path) -> None:
             raise paths.unreadable(path, error) from error
 
 
+@contextmanager
+def unchanged(path: Path, locations: Iterable[str]) -> Iterator[None]:
+    """Raise `UsageError` at the end if a model's file, or one of its data files, is no longer what
+    it was at the beginning: what was found out meanwhile would be of two models.
+    """
+    marks = dict[str, str]()
+    for name in (path.name, *locations):
+        with suppress(OSError), (path.parent / name).open("rb") as file:
+            marks[name] = tensors.mark(file)
+    yield
+    _refuse_changed(marks, path.parent)
+
+
 def size_on_disk(path: Path, model: ModelProto) -> int:
     """Bytes on disk of a model file and the external data files to which it refers."""
     return path.stat().st_size + sum(
@@ -78,19 +91,38 @@ def runnable(path: Path, locations: Collection[str]) -> Iterator[Path]:
 
     ``locations`` are its data files. onnxruntime refuses data files that are symbolic links out of
     the model's folder; hub caches make such links. It also refuses a path that is not valid
-    Unicode.
+    Unicode. And it maps data files. Where none may be mapped (`scratch.may_map`) it gets copies,
+    which nobody else writes to. Raises `UsageError` where there is no room for these, or where a
+    file changes meanwhile.
     """
     folder = path.parent.resolve()
     inside = all(_is_inside(folder / name, folder) for name in locations)
-    if inside and _is_text(path):
+    mappable = all(scratch.may_map((folder / name).resolve()) for name in locations)
+    if inside and mappable and _is_text(path):
         yield path
         return
     with scratch.beside(None) as temporary:
         twin = temporary / free_name(locations)
-        link(path, twin)
+        (link if mappable else _copy_for_reading)(path, twin)
         for name in locations:
-            link(folder / name, temporary / name)
+            (link if mappable else _copy_for_reading)(folder / name, temporary / name)
         yield twin
+
+
+def _copy_for_reading(origin: Path, path: Path) -> None:
+    """Make a copy that no other process knows; see `runnable`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with origin.open("rb") as file:
+            known = tensors.mark(file)
+        copy_content(origin, path)
+        with origin.open("rb") as file:
+            tensors.refuse_changed(file, known, origin)
+    except OSError as error:
+        raise UsageError(
+            f"{origin} cannot be copied to {path.parent}: {error.strerror}; set TMPDIR to a folder "
+            "with more room, or give the file to the command, which needs no copy"
+        ) from error
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, TypeAlias
@@ -18,9 +19,19 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.files.wire import BYTES, VARINT, Field, Unusual, fields, number, prefix
+from bnfold._onnx.files.wire import (
+    BYTES,
+    VARINT,
+    Bytes,
+    Field,
+    FileBytes,
+    Unusual,
+    fields,
+    number,
+    prefix,
+)
 from bnfold._onnx.tensors import OWN, Array, all_tensors, is_own
-from bnfold._system import paths
+from bnfold._system import paths, scratch
 
 LEAST_FILE = 1 << 22
 """Files from this size on, in bytes, are read without their large tensors."""
@@ -65,7 +76,10 @@ def read_lean(path: Path) -> bytes | None:
     """
     if path.stat().st_size < LEAST_FILE:
         return None
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with path.open("rb") as file, ExitStack() as stack:
+        data: Bytes = FileBytes(file)
+        if scratch.may_map(path):
+            data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         try:
             walk = _Walk(data, path.name, tensors.mark(file))
             return b"".join(_model(walk, 0, len(data)))
@@ -177,6 +191,18 @@ def make_whole(model: ModelProto, folder: Path | None) -> None:
             tensor.raw_data = b"".join(reader.blocks(taken_apart(tensor)))
 
 
+def refer(model: ModelProto, folder: Path | None) -> None:
+    """Let tensors of a lean model's main graph be external data like any other, of its own file.
+
+    All others hold their own data: runtimes read external data of main graphs alone.
+    """
+    for tensor in filter(is_own, model.graph.initializer):
+        kept = [entry for entry in tensor.external_data if entry.key != OWN]
+        del tensor.external_data[:]
+        tensor.external_data.extend(kept)
+    make_whole(model, folder)
+
+
 def serialize_whole(model: ModelProto, path: Path) -> bytes:
     """The bytes of a lean model, as it is now, with the weights from the file ``path``.
 
@@ -207,7 +233,7 @@ def serialize_whole(model: ModelProto, path: Path) -> bytes:
 class _Walk(NamedTuple):
     """The bytes of a file, and its name, as external data refer to it; its `tensors.mark`."""
 
-    data: mmap.mmap
+    data: Bytes
     location: str
     mark: str
 

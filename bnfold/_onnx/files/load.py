@@ -216,9 +216,9 @@ def _add_graph_names(graph: GraphProto, names: list[str | bytes]) -> None:
 def _add_node_names(nodes: Iterable[NodeProto], names: list[str | bytes]) -> None:
     for node in nodes:
         names += (node.name, node.op_type, node.domain)
-        names += node.input
-        names += node.output
-        for attribute in node.attribute:
+        names += node.input[:]
+        names += node.output[:]
+        for attribute in node.attribute[:]:
             names.append(attribute.name)
             if attribute.HasField("g"):
                 _add_graph_names(attribute.g, names)

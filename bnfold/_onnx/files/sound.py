@@ -134,7 +134,7 @@ def _refuse_swollen(model: ModelProto) -> None:
 
 
 def _check_attributes(node: NodeProto) -> None:
-    for attribute in node.attribute:
+    for attribute in node.attribute[:]:
         held = {field.name for field, _ in attribute.ListFields()}
         if not held <= _HELD.get(attribute.type, frozenset()):
             what = f"the attribute {attribute.name!r} of {label(node)}"

@@ -7,14 +7,52 @@ length and as many bytes (Protocol Buffers documentation, "Encoding").
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias, overload
 
 VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
+_AHEAD = 1 << 12
+"""Bytes that are read at once where one is asked for."""
 
 
 class Unusual(Exception):
     """The bytes have a layout that is unusual for a model. They may still be valid."""
+
+
+class FileBytes:
+    """The bytes of a file, as of a mapped one, but read. A mapped file that gets shorter ends the
+    process that looks at it; here that is ``IndexError``, or `Unusual` within a range of bytes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = file.seek(0, os.SEEK_END)
+        self._start, self._block = 0, b""
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> bytes: ...
+    def __getitem__(self, at: int | slice) -> int | bytes:
+        """A byte, from a block that is read ahead, or a range of bytes."""
+        if isinstance(at, slice):
+            start, stop, _ = at.indices(self._size)
+            self._file.seek(start)
+            data = self._file.read(max(stop - start, 0))
+            if len(data) < stop - start:
+                raise Unusual
+            return data
+        if not self._start <= at < self._start + len(self._block):
+            self._file.seek(at)
+            self._start, self._block = at, self._file.read(_AHEAD)
+        return self._block[at - self._start]
+
+
+Bytes: TypeAlias = mmap.mmap | bytes | FileBytes
 
 
 class Field(NamedTuple):
@@ -27,7 +65,7 @@ class Field(NamedTuple):
     end: int
 
 
-def fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[Field]:
+def fields(data: Bytes, start: int, end: int) -> Iterator[Field]:
     """The fields of the message in a range of bytes.
 
     Raises `Unusual` for groups, for a message that is cut off and for zeros. Raises ``IndexError``
@@ -52,7 +90,7 @@ def fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[Field]:
         start = stop
 
 
-def number(data: mmap.mmap | bytes, start: int) -> tuple[int, int]:
+def number(data: Bytes, start: int) -> tuple[int, int]:
     """The varint at ``start``, and the position behind it."""
     value = shift = 0
     while True:

@@ -170,7 +170,8 @@ def _batch_norm(context: Context, node: NodeProto) -> Operator:
     No map where all it reads is constant: it makes a constant. Not a fixed map: ``is_test`` = 0
     below opset 7, ``training_mode`` from opset 14, or outputs for batch statistics. Not per
     channel: ``spatial`` = 0 below opset 9, but where all sizes behind the channels are 1. A vector
-    is one channel: its four parameters are one number each.
+    is one channel: its four parameters are one number each. Nor where a tensor has more channels,
+    or fewer, than there are statistics: no runtime runs that.
     """
     where = label(node)
     made = context.constants.find(context.scope, node.output[0])
@@ -199,6 +200,10 @@ def _batch_norm(context: Context, node: NodeProto) -> Operator:
     vector = shape is not None and len(shape) == 1
     if vector and gamma.shape != (1,):
         message = f"{where} reads a vector, which is one channel, and has {gamma.shape[0]}"
+        raise Refusal(Reason("not-per-channel", where, message))
+    channels = shape[1] if shape is not None and len(shape) > 1 else None
+    if channels not in (None, gamma.shape[0]):
+        message = f"{where} has {gamma.shape[0]} statistics for {channels} channels: it cannot run"
         raise Refusal(Reason("not-per-channel", where, message))
     standing = Norm(label=where, gamma=Operand(1, gamma), beta=Operand(2, beta), start=1)
     kind = context.type(node.input[0]) or (gamma.data_type if context.opset < 14 else 0)

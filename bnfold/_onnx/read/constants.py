@@ -111,6 +111,9 @@ class Constants:
         known = self._found.get((owner.path, name))
         if known is not None:
             return known
+        if name not in owner.producers:
+            found = self._found[owner.path, name] = self._resolve(owner, name)
+            return found
         waiting = [(owner, name)]
         expanded: set[tuple[str, str]] = set()
         while waiting:

@@ -11,7 +11,7 @@ import math
 from onnx import NodeProto, TensorProto
 
 from bnfold._core.joins import Aligned, Blended, Summed
-from bnfold._core.laws import UNCOUNTED, Law, Mixed, Padded
+from bnfold._core.laws import OF_NOTHING, UNCOUNTED, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Crossed, Pooling, kept_axes
 from bnfold._core.operators.matrices import Contraction
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
@@ -144,7 +144,11 @@ def _global_pool(context: Context, node: NodeProto) -> Law:
 
 
 def _reduce(context: Context, node: NodeProto) -> Law | None:
-    """ReduceMean, ReduceMax, ReduceMin (weight 1), ReduceSum (the number of elements)."""
+    """ReduceMean, ReduceMax, ReduceMin (weight 1), ReduceSum (the number of elements).
+
+    ONNX does not say what the mean of no elements is. onnxruntime has 0, which no shift moves, so
+    none crosses a mean where there is a sign that it is one of nothing.
+    """
     listed = attributes.integers(node, "axes")
     if listed is None:
         listed = context.integers(node, 1)
@@ -157,20 +161,23 @@ def _reduce(context: Context, node: NodeProto) -> Law | None:
         listed = list(range(len(shape))) if shape is not None else None
     extreme = node.op_type in ("ReduceMax", "ReduceMin")
     narrow = node.op_type == "ReduceSum" and _is_narrow(context, node)
+    is_mean = node.op_type == "ReduceMean"
+    of_nothing = is_mean and context.shapes.may_be_empty(context.scope, node.input[0])
+    uneven = OF_NOTHING if is_mean else UNCOUNTED
     if shape is None or listed is None:
-        weight = None if node.op_type == "ReduceSum" else 1.0
-        return Mixed(None, weight, extreme, narrow, UNCOUNTED)
+        weight = None if node.op_type == "ReduceSum" or of_nothing else 1.0
+        return Mixed(None, weight, extreme, narrow, uneven)
     rank = len(shape)
     axes = {axis % rank for axis in listed if -rank <= axis < rank}
     places = kept_axes(rank, axes, bool(attributes.integer(node, "keepdims", 1)))
-    weight = 1.0
+    weight = None if of_nothing else 1.0
     if node.op_type == "ReduceSum":
         sizes = [shape[axis] for axis in axes]
         known = [size for size in sizes if size is not None]
         weight = float(math.prod(known)) if len(known) == len(sizes) else None
         if weight == 0:
             return None
-    return Mixed(places, weight, extreme, narrow, UNCOUNTED)
+    return Mixed(places, weight, extreme, narrow, uneven)
 
 
 def _resize(context: Context, node: NodeProto) -> Law | None:

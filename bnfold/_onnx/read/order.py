@@ -109,7 +109,7 @@ def _search(
     written, missing = dict[str, NodeProto](), set[str]()
     early = loose = False
     for node in nodes:
-        names = set(node.input)
+        names = set(node.input[:])
         for attribute, body in bodies(node):
             inner, own = {value.name for value in body.output}, _given(body)
             # Where something is read that is written behind, what stands ahead may run behind.
@@ -122,8 +122,8 @@ def _search(
         loose = loose or not all(
             name in given or any(name in seen for seen in around) for name in lacking
         )
-        early = early or not missing.isdisjoint(node.output)
-        for name in filter(None, node.output):
+        early = early or not missing.isdisjoint(node.output[:])
+        for name in filter(None, node.output[:]):
             if name in written:
                 both = f"{label(written[name])} and {label(node)}"
                 raise UsageError(f"two operators write the tensor {name!r}: {both}")
@@ -142,7 +142,9 @@ def _search(
     read |= missing
     read.difference_update(written)  # What a body puts out it may write itself.
     if early:
-        writers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+        writers = {
+            name: place for place, node in enumerate(nodes) for name in node.output[:] if name
+        }
         sources = [{writers[name] for name in names if name in writers} for names in reads]
         yield nodes, sorted_positions(nodes, sources)
 

@@ -51,7 +51,8 @@ class Shapes:
     """Element types and shapes by graph path and tensor name; a size is None where not known.
 
     ``empty`` has the axes of size 0 of tensors that operators make; in a shape such a size is None,
-    for exporters write 0 where they do not know one. ``symbols`` has a word for each unknown size.
+    for exporters write 0 where they do not know one. ``declared_empty``: an input of the model says
+    0, so that what is made of it may be empty. ``symbols`` has a word for each unknown size.
     Equal words are equal sizes. ``numbers`` has the integers that the main graph computes from
     sizes alone, where all of them are known.
     """
@@ -61,6 +62,7 @@ class Shapes:
     empty: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     symbols: dict[tuple[str, str], tuple[Size, ...]] = field(default_factory=dict)
     numbers: dict[tuple[str, str], Numbers] = field(default_factory=dict)
+    declared_empty: bool = False
 
     def shape(self, scope: Scope, name: str) -> Shape | None:
         """The shape of a name as seen from a graph, or None where its rank is not known."""
@@ -69,8 +71,15 @@ class Shapes:
 
     def is_empty(self, scope: Scope, name: str, axis: int) -> bool:
         """Whether a name has an axis that is known to have the size 0."""
+        return axis in self._empty_axes(scope, name)
+
+    def may_be_empty(self, scope: Scope, name: str) -> bool:
+        """Whether there is a sign that a tensor has no numbers; a size that is open is none."""
+        return self.declared_empty or bool(self._empty_axes(scope, name))
+
+    def _empty_axes(self, scope: Scope, name: str) -> tuple[int, ...]:
         owner = scope.owner(name)
-        return owner is not None and axis in self.empty.get((owner.path, name), ())
+        return self.empty.get((owner.path, name), ()) if owner else ()
 
     def sizes(self, scope: Scope, name: str) -> tuple[Size, ...] | None:
         """The sizes of a name's axes, with words for those that are not known."""
@@ -112,7 +121,7 @@ def infer(
     Without ``believe_bodies`` the shapes that inputs of bodies are declared to have count for
     nothing: no runtime checks them.
     """
-    known = Shapes()
+    known = Shapes(declared_empty=_declares_empty(model.graph))
     skeleton = ModelProto(ir_version=model.ir_version)
     skeleton.opset_import.extend(model.opset_import)
     # Below opset 11 a part that a Slice takes keeps the symbol of the whole.
@@ -137,7 +146,7 @@ def infer(
     while declare(inferred, skeleton.graph, given):
         inferred = run(skeleton)
     if not model.training_info:  # which may bind what is stored to something else
-        made = {name for node in model.graph.node for name in node.output}
+        made = {name for node in model.graph.node for name in node.output[:]}
         numbers = computed(inferred.graph, known_shapes(inferred.graph), given)
         known.numbers = {
             ("", n): one for n, one in numbers.items() if n in made and one.fits_any_type
@@ -145,6 +154,15 @@ def infer(
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
     return known
+
+
+def _declares_empty(graph: GraphProto) -> bool:
+    return any(
+        dim.HasField("dim_value") and dim.dim_value == 0
+        for value in graph.input
+        if value.type.WhichOneof("value") == "tensor_type"
+        for dim in value.type.tensor_type.shape.dim
+    )
 
 
 def _name_sizes(source: GraphProto, target: GraphProto) -> None:

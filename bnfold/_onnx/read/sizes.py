@@ -107,7 +107,7 @@ class Following:
             if node.op_type == "Shape":
                 made = _shape(node, known.get(node.input[0]))
             else:
-                inputs = [found.get(name) or unknown(known.get(name)) for name in node.input]
+                inputs = [found.get(name) or unknown(known.get(name)) for name in node.input[:]]
                 made = rule(node, inputs)
         except (IndexError, TypeError, ValueError):  # An invalid node: nothing is known of it.
             return
@@ -163,7 +163,7 @@ def _shape(node: NodeProto, tensor: Tensor | None) -> Numbers | None:
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute[:] if not a.ref_attr_name}
 
 
 Inputs = Sequence[Numbers | None]

@@ -129,7 +129,7 @@ def _collect(
     """
     furthest = 0
     for node in nodes:
-        step = max((steps.get(name, 0) for name in node.input), default=0)
+        step = max((steps.get(name, 0) for name in node.input[:]), default=0)
         kind = type_of(node)
         function = functions.get(kind)
         for _, body in bodies(node):
@@ -146,6 +146,6 @@ def _collect(
             step |= 1
         elif _makes(node):
             step += step % 2
-        steps.update(dict.fromkeys(node.output, step))
+        steps.update(dict.fromkeys(node.output[:], step))
         furthest = max(furthest, step)
     return furthest

@@ -16,6 +16,7 @@ from bnfold._onnx.read.scopes import Scope, bodies, label, read_scopes, type_of
 Folder = tuple[str, ...]
 INPUT, OUTPUT = "input", "output"
 """The types of what stands for the ports of the main graph. No operator of ONNX has such a name."""
+_LONG = 24
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch's exporter writes the modules around an operator."""
 
@@ -153,7 +154,10 @@ class _Pencil:
 
 
 def shape_of(value: ValueInfoProto) -> str:
-    """The shape of a tensor as text, such as ``1×3×H×W``; "" where it is not known."""
+    """The shape of a tensor as text, such as ``1×3×H×W``; "" where it is not known.
+
+    A long formula, which shape inference made, says no more than that the size is free.
+    """
     kind = value.type.tensor_type
     if value.type.WhichOneof("value") != "tensor_type" or not kind.HasField("shape"):
         return ""
@@ -161,6 +165,7 @@ def shape_of(value: ValueInfoProto) -> str:
         dim.dim_param or (str(dim.dim_value) if dim.HasField("dim_value") else "?")
         for dim in kind.shape.dim
     ]
+    sizes = ["?" if len(size) > _LONG else size for size in sizes]
     sizes = [f"({size})" if re.search(r"\s|[-+*/×]", size) else size for size in sizes]
     return "×".join(sizes) or "scalar"
 

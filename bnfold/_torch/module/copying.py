@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from bnfold._errors import UsageError
+from bnfold._torch.tensors import deep_copy
 
 _PLAIN = (dict, list, set)
 
@@ -25,7 +25,7 @@ def copied(module: nn.Module, shared: bool = False) -> nn.Module:
         memo |= {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     try:
         with _detached(module):
-            return copy.deepcopy(module, memo)
+            return deep_copy(module, memo)
     except Exception as error:  # Whatever a member's own copying raises.
         raise UsageError(
             f"{type(module).__name__} cannot be copied ({error}): pass inplace=True to fold it "

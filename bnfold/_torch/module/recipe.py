@@ -17,6 +17,7 @@ from bnfold._torch.module.held_values import RECIPE
 from bnfold._torch.module.parameters import stored
 from bnfold._torch.module.plain_attributes import changed, hidden, snapshot
 from bnfold._torch.module.ties import tie
+from bnfold._torch.tensors import deep_copy
 
 _PLAIN = (Tensor, nn.Parameter)
 _LOADING = (
@@ -56,7 +57,7 @@ class Recipe:
     def refolded(self, state_dict: Mapping[str, Any]) -> nn.Module:
         """The module with other weights, folded. Raises `UsageError` where they do not fit it."""
         before = self.traced
-        module = copy.deepcopy(before.module)
+        module = deep_copy(before.module)
         _make_room(module, self.devices)
         plain = snapshot(module)
         unseen = hidden(module) if _loads_by_itself(module) else None

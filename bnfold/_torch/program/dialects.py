@@ -7,7 +7,6 @@ as any other, and what is folded becomes one of the edge dialect again.
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from bnfold._errors import UsageError, first_line
 from bnfold._torch.read.nodes import arguments
+from bnfold._torch.tensors import deep_copy
 
 _EDGE = "executorch.exir.dialects"
 _WINDOWS = {getattr(torch.ops.aten, f"conv{n}d").default: n for n in (1, 2, 3)}
@@ -33,7 +33,7 @@ def in_aten(program: ExportedProgram) -> ExportedProgram:
     names = _misnamed(program)
     if not names and not any(map(_is_edge, _calls(program.graph_module))):
         return program
-    module = _copied(program)
+    module = copied_graph(program)
     for node in module.graph.nodes:
         node.name = names.get(node.name, node.name)
         if node.op == "call_function" and _is_edge(node):
@@ -70,7 +70,7 @@ def in_dialect_of(original: ExportedProgram, program: ExportedProgram) -> Export
     if not any(map(_is_edge, _calls(original.graph_module))):
         return program
     edge = importlib.import_module(f"{_EDGE}._ops").ops.edge
-    module = _copied(program)
+    module = copied_graph(program)
     for node in _calls(module):
         windows = _WINDOWS.get(node.target)
         if windows is not None:
@@ -117,9 +117,9 @@ def _as_convolution(node: Node, windows: int) -> tuple[Any, ...]:
     return (*first, False, [0] * windows, given["groups"])
 
 
-def _copied(program: ExportedProgram) -> GraphModule:
+def copied_graph(program: ExportedProgram) -> GraphModule:
     """A copy of the graph. Names stay, also those that a copy changes as they hide Python's."""
-    module: GraphModule = copy.deepcopy(program.graph_module)
+    module: GraphModule = deep_copy(program.graph_module)
     for old, new in zip(program.graph.nodes, module.graph.nodes, strict=True):
         new.name = old.name
     return module
@@ -133,7 +133,7 @@ def _program(module: GraphModule, like: ExportedProgram, verifiers: Any) -> Expo
         like.graph_signature,
         like.state_dict,
         like.range_constraints,
-        copy.deepcopy(like.module_call_graph),
+        deep_copy(like.module_call_graph),
         like.example_inputs,
         like.constants,
         verifiers=verifiers,

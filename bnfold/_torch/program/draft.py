@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import operator
 from dataclasses import replace
@@ -15,7 +14,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
 
+from bnfold._torch.program.dialects import copied_graph
 from bnfold._torch.read.nodes import is_tensor, main_of
+from bnfold._torch.tensors import deep_copy
 
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER)
 _COUNT = "num_batches_tracked"
@@ -29,11 +30,8 @@ class Draft:
 
     def __init__(self, program: ExportedProgram) -> None:
         self._program = program
-        self.module: GraphModule = copy.deepcopy(program.graph_module)
-        self.nodes: dict[str, Node] = {}
-        for old, new in zip(program.graph.nodes, self.module.graph.nodes, strict=True):
-            new.name = old.name  # A copy renames nodes that hide a Python name, such as "input".
-            self.nodes[old.name] = new
+        self.module: GraphModule = copied_graph(program)
+        self.nodes: dict[str, Node] = {node.name: node for node in self.module.graph.nodes}
         self.state: dict[str, Any] = dict(program.state_dict)
         self._specs = list(program.graph_signature.input_specs)
         self._outputs = list(program.graph_signature.output_specs)
@@ -55,7 +53,7 @@ class Draft:
             ExportGraphSignature(self._specs, self._outputs),
             self.state,
             old.range_constraints,
-            copy.deepcopy(old.module_call_graph),
+            deep_copy(old.module_call_graph),
             old.example_inputs,
             old.constants,
             verifiers=old.verifiers,
