@@ -89,7 +89,7 @@ def read(tensor: TensorProto, base_dir: Path | None) -> Array:
                 f"tensor {tensor.name!r} holds {len(data)} bytes, its shape {shape} needs "
                 f"{math.prod(shape) * dtype.itemsize}"
             )
-        return np.frombuffer(data, dtype).reshape(shape)
+        return np.frombuffer(data, dtype).reshape(tuple(shape))
     try:
         return np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError) as error:

@@ -315,7 +315,8 @@ def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
         dims = tensor.shape.dim[:]
         sizes = [dim.dim_value for dim in dims]
         if min(sizes, default=1) > 0:
-            known.shapes[key] = known.symbols[key] = tuple(sizes)
+            whole = tuple(sizes)
+            known.shapes[key], known.symbols[key] = whole, whole
             return
         known.shapes[key] = tuple(size if size > 0 else None for size in sizes)
         if not all(sizes):  # A size that is not said reads as 0, too.
