@@ -298,10 +298,11 @@ def verify(
     leaves the verdict open, the two are proved. All options but ``seed`` are for models of ONNX.
     ``verify(module, "model.onnx", (example,))`` says whether a file is what a module or program
     computes. PyTorch runs the module, onnxruntime the file, on the example inputs and on drawn ones
-    of their sizes. The tensors of the example go into the file's inputs in their order, and outputs
-    are paired by position, whatever their names. In float16 and bfloat16 it passes only if both
-    hold the same weights but for roundings. ``seed``, ``draws``, ``power``, ``rtol``, ``atol``,
-    ``threads``, ``timeout`` and ``ops_libraries`` are for that, too.
+    of their sizes. The tensors of the example go into the file's inputs in their order, keywords
+    into the inputs of their names if there are such, and outputs are paired by position, whatever
+    their names. Where a run leaves the verdict open, the two are proved. In float16 and bfloat16 it
+    passes only if both hold the same weights but for roundings. ``seed``, ``draws``, ``power``,
+    ``rtol``, ``atol``, ``threads``, ``timeout`` and ``ops_libraries`` are for that, too.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read, and for an option that has a value
     that means nothing or is not for such models.

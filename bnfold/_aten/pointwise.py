@@ -9,9 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from onnx import TensorProto
+
 from bnfold._aten.call import Call, Made
 from bnfold._aten.writer import Like, exact
 
+_COMPARED = {
+    "eq": "Equal",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "lt": "Less",
+}
 _NAMES = {
     "abs": "Abs",
     "ceil": "Ceil",
@@ -182,6 +191,30 @@ def prelu(call: Call) -> Made:
     return None if made is None else call.write("PRelu", [data, made])
 
 
+def compared(call: Call) -> Made:
+    """Which numbers are larger than others, or the same; both in one type of float32 or wider.
+
+    In half precision PyTorch brings a number to the type of the tensor beside it.
+    """
+    one, other = call.value("self"), call.given.get("other")
+    kind = 0 if one is None else call.like_of(one).kind
+    if one is None or kind not in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        return None
+    if isinstance(other, (int, float)):
+        second: str | None = call.writer.number(float(other), kind)
+    else:
+        second = call.value("other")
+    if second is None or call.like_of(second).kind != kind:
+        return None
+    return call.write(_COMPARED[call.kind], [one, second])
+
+
+def rounded(call: Call) -> Made:
+    """round: to whole numbers, halves to even ones."""
+    data = _data(call)
+    return None if data is None or call.given.get("decimals") else call.write("Round", [data])
+
+
 def handed(call: Call) -> Made:
     """clone, contiguous, detach … and a change of type, device or layout."""
     data = call.value("self")
@@ -198,6 +231,7 @@ RULES: dict[str, Callable[[Call], Made]] = {
     **dict.fromkeys(_NAMES, unary),
     **dict.fromkeys(("add", "rsub", "sub", "subtract"), added),
     **dict.fromkeys(("div", "divide", "mul", "multiply", "true_divide"), multiplied),
+    **dict.fromkeys(_COMPARED, compared),
     **dict.fromkeys(("clamp", "clamp_max", "clamp_min", "hardtanh", "relu6"), clipped),
     **dict.fromkeys(("hardsigmoid", "hardswish", "silu"), gated),
     **dict.fromkeys(("celu", "elu", "leaky_relu"), bent),
@@ -211,5 +245,6 @@ RULES: dict[str, Callable[[Call], Made]] = {
     "addcmul": added_product,
     "gelu": gelu,
     "prelu": prelu,
+    "round": rounded,
 }
 """By the name of the operator."""

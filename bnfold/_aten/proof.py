@@ -20,13 +20,15 @@ def prove_programs(
     first: ExportedProgram,
     second: ExportedProgram,
     watch: Callable[[], None] = lambda: None,
+    halves_are_exact: bool = False,
 ) -> Proof:
     """Prove that two programs compute the same, up to the rounding of stored weights.
 
     Inputs and outputs correspond by position; how a caller gives and gets them (the nesting of
     lists and dicts, their keys) is the same. The second takes all sizes that the first takes.
     Nothing is run, but for operators on constants. ``watch`` is called at every operator; it may
-    raise `Stopped`.
+    raise `Stopped`. With ``halves_are_exact`` weights in float16 and bfloat16 are the same to the
+    digits of float32, and nothing is refuted.
     """
     try:
         readers = [Reader(program) for program in functional([first, second])]
@@ -38,11 +40,17 @@ def prove_programs(
     why = _unlike(one, other)
     if why:
         return Proof("not proved", *why)
-    return prove_sides(one.writer.side(), other.writer.side(), watch)
+    proof = _proved(one.writer.side(), other.writer.side(), watch, halves_are_exact)
+    return proof.unsure if halves_are_exact else proof
 
 
 def prove_with_file(
-    program: ExportedProgram, model: ModelProto, folder: Path | None, is_first: bool
+    program: ExportedProgram,
+    model: ModelProto,
+    folder: Path | None,
+    is_first: bool,
+    watch: Callable[[], None] = lambda: None,
+    halves_are_exact: bool = False,
 ) -> Proof:
     """The same of a program and a model of ONNX, with its nodes in order.
 
@@ -67,8 +75,14 @@ def prove_with_file(
     plain = onnx.inliner.inline_local_functions(model) if model.functions else model
     lower, _ = lowered(plain, reader.writer.model)
     own, other = reader.writer.side(opset_of(model.opset_import)), Side.of(lower, folder)
-    proof = prove_sides(own, other) if is_first else prove_sides(other, own)
-    return proof.unsure if reader.has_computed else proof
+    sides = (own, other) if is_first else (other, own)
+    proof = _proved(*sides, watch, halves_are_exact)
+    return proof.unsure if reader.has_computed or halves_are_exact else proof
+
+
+def _proved(one: Side, other: Side, watch: Callable[[], None], halves_are_exact: bool) -> Proof:
+    one.halves_are_exact = other.halves_are_exact = halves_are_exact
+    return prove_sides(one, other, watch)
 
 
 def _unlike(one: Reader, other: Reader) -> tuple[str, str] | None:

@@ -39,6 +39,8 @@ _LONG = 80
 MERGES = ("merge in parallel", "merge in series")
 # What becomes of a map that another one is equal to.
 EQUAL = "drop as equal"
+# What becomes of a norm that computes a weight: its result is stored.
+STORES = "store the weight"
 # How the law begins by which a norm that stays is written as other operators.
 REWRITES = "write as "
 
@@ -49,7 +51,8 @@ class Fold:
 
     The operators that go are affine ones, or, if ``merges``, linear ones that become one with the
     other; if ``is_equal``, an affine one that computes what the other computes; if it ``rewrites``,
-    a norm, ``into`` itself, and maps behind it. ``nodes`` are the labels of those that go, in data
+    a norm, ``into`` itself, and maps behind it. A norm that computes a weight from weights alone
+    goes by the law "store the weight". ``nodes`` are the labels of those that go, in data
     order. ``into`` is the label of the operator that takes them in. If a chain of maps shrinks by
     composition alone, it is the first of the chain. ``laws`` are the moves. ``graph`` is "" for the
     main graph, else the path to a body or a local function; for an operator of a call that is

@@ -187,6 +187,12 @@ class Bench(Protocol):
     def in_float64(self, inputs: InputSet) -> tuple[list[Any], list[Any]]:
         """The outputs of the original and of the folded model in float64, empty if not known."""
 
+    def moved_by_sums(self, inputs: InputSet) -> Sequence[Any]:
+        """How far each output of the folded model in float64 moves if sums are off (`long_sums`).
+
+        Empty if that is not known.
+        """
+
     def choices(self) -> Mapping[str, Choice]:
         """By output, the choice that it comes from, where both models choose.
 

@@ -17,6 +17,7 @@ from bnfold._judge.measurement import Measurement, measure, measured_again
 from bnfold._judge.tolerance import Measured
 from bnfold._judge.verdict import Cause, OutputCheck, Status
 from bnfold._run.noise import Array
+from bnfold._system import memory
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def _give_back(bench: Bench, measured: Measurement) -> None:
     bench.original.release()
     if measured.sensitivity is not None:
         measured.sensitivity.release()
+    memory.give_back(of_process=False)
 
 
 def without_taps(bench: Bench, compared: Comparison) -> list[OutputCheck]:

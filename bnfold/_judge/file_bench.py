@@ -33,6 +33,8 @@ from bnfold._torch.tensors import to_numpy
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 """What ONNX calls types that have another name in PyTorch."""
 
+_BFLOAT16 = "tensor(bfloat16)"
+
 
 class FileBench(TorchBench):
     """See `Bench`. The file takes the place of the folded model.
@@ -82,12 +84,17 @@ class FileBench(TorchBench):
 
     def _session(self) -> OnnxRuntime | Reference:
         content, folder = self._file.content(), self._file.folder
+        missing: object = "NumPy has no bfloat16, which the file takes or gives"
         try:
-            return self._engine(content, folder, bounds=self._bounds)
+            session = self._engine(content, folder, bounds=self._bounds)
+            kinds = {port.type for port in (*session.inputs, *session.outputs)}
+            if self._engine is Reference or _BFLOAT16 not in kinds:
+                return session
         except EngineError as error:
             if not error.missing_kernel:
                 raise
-            self._engine, missing = Reference, error
+            missing = error
+        self._engine = Reference
         self.notes.append(f"onnxruntime cannot run the file ({missing}); onnx.reference did")
         return Reference(content, folder, bounds=self._bounds)
 

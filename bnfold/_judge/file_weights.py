@@ -12,7 +12,7 @@ is looked for by its numbers. If another one is taken for it, the second questio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +72,11 @@ def take_weights(
 
 
 def wrong_weight(
-    program: ExportedProgram, file: Source, example: Example, given: Iterable[Tensor] = ()
+    program: ExportedProgram,
+    file: Source,
+    example: Example,
+    given: Iterable[Tensor] = (),
+    narrow: Collection[str] = (),
 ) -> str:
     """What is wrong with a weight of a file that is evidently one of a program, in words, or "".
 
@@ -80,7 +84,8 @@ def wrong_weight(
     if half of its numbers are the same, and no other weight of the program is nearer. It is wrong
     if another number is off by more than folding in float32 explains. Where a map in the file does
     not fold, a weight beside it may be one of those ``given``, as they were before the program was
-    folded.
+    folded. Nothing is said of weights that are ``narrow``: their type has few digits, and whoever
+    folds in it is off by more.
 
     Raises:
         UsageError: the program or the file cannot be folded, or the file holds no weight of it.
@@ -103,6 +108,8 @@ def wrong_weight(
     if weights and not near and len(free) == len(held):
         raise UsageError("the file holds none of them as a constant of its main graph")
     for name, number, off in near:
+        if name in narrow:
+            continue
         unfolded = before if constants[number].beside_a_map else ()
         if number in free and not any(_is_same(one, held[number]) for one in unfolded):
             return f"{name} is off by {100 * off:.2g} % in the file, which no output shows here"

@@ -29,6 +29,8 @@ from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.read.export import export
 
 Folded = nn.Module | ExportedProgram
+FEW = (torch.bfloat16, torch.float16)
+"""The types of few digits."""
 # In units of the type's spacing at 1. A scale is computed in the type from var + ε, the reciprocal
 # of its root, and γ: it is off by 1.25 at most. A number that it multiplies is off by 0.5 more.
 _SCALE, _ROUNDED = 1.25, 0.5
@@ -54,7 +56,7 @@ def state(model: Folded) -> Mapping[str, Tensor]:
 def narrow_type(*models: Folded) -> torch.dtype | None:
     """The type of few digits that one of some models holds numbers in, or None."""
     kinds = {tensor.dtype for model in models for tensor in state(model).values()}
-    return next((each for each in (torch.bfloat16, torch.float16) if each in kinds), None)
+    return next((each for each in FEW if each in kinds), None)
 
 
 def same_in_float64(wanted: Array, found: Array) -> bool:

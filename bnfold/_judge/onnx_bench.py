@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import onnx
@@ -161,6 +161,12 @@ class OnnxBench:
         found = (self._exact(source, inputs) for source in (self.pair.original, self.pair.folded))
         wanted, made = found
         return wanted, made
+
+    def moved_by_sums(self, inputs: InputSet) -> Sequence[Any]:
+        """See `Bench.moved_by_sums`."""
+        from bnfold._judge.long_sums import movements
+
+        return movements(self.pair.folded, partial(self._exact, inputs=inputs))
 
     def choices(self) -> Mapping[str, Choice]:
         """See `Bench.choices`."""

@@ -59,6 +59,8 @@ class Sensitivity:
         Raises:
             EngineError: the model does not run with its weights fed.
         """
+        if not still:
+            self.model.set_aside()
         weights = {} if still else self._noise.rounding()
         for index, (inputs, expected) in sets.items():
             moved = self.model.run(inputs.feeds, weights)

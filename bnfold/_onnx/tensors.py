@@ -206,7 +206,7 @@ def is_own(tensor: TensorProto) -> bool:
 
 
 MADE = f"made {os.urandom(8).hex()}"
-"""The key of an own tensor whose values have changed meanwhile: its value is the number of the
+"""The key of an external tensor whose values have changed meanwhile: its value is the number of the
 function that makes the new ones. The tensor still refers to the old ones."""
 
 

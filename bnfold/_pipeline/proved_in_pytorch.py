@@ -6,6 +6,7 @@ all weights, or behind which errors hide. The proof takes an export of each modu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import nn
@@ -32,31 +33,38 @@ def settled_by_proof(
     """The verdict on two models after a run, and after their proof where the run leaves it open.
 
     What is proved passes, unless numbers were seen to differ; what is refuted fails. In types of
-    few digits weights are not asked: what their rounding explains, an error of some % may be.
+    few digits an error of some % may be what rounding explains. There it counts only what is
+    proved with nothing laid to their rounding: where both hold the same such numbers.
     """
-    is_narrow = narrow_type(original, folded) is not None
-    if result.status != "inconclusive" or result.divergence is not None or is_narrow:
+    if result.status != "inconclusive" or result.divergence is not None:
         return result
-    proof = _proof_of(original, folded, example)
+    is_narrow = narrow_type(original, folded) is not None
+    proof = _proof_of(original, folded, example, is_narrow)
+    if is_narrow and not by_proof.is_proved(proof):
+        return result
     if by_proof.is_proved(proof) and result.checks:
         checks = tuple(by_proof.judged(result.checks, proof))
         return replace(result, status=overall(checks), checks=checks, proof=proof)
     return by_proof.settled(result, proof, Settings(result.seed))
 
 
-def _proof_of(original: Folded, folded: Folded, example: Example | None) -> Proof:
+def _proof_of(original: Folded, folded: Folded, example: Example | None, is_narrow: bool) -> Proof:
     """What the weights prove. The programs of two modules are made on the same example."""
     try:
-        pair = [_program(model, example) for model in (original, folded)]
+        pair = [program_to_prove(model, example) for model in (original, folded)]
     except UsageError as error:
         return Proof("not proved", "", str(error))
     first, second = pair
     size = sum(tensor.nbytes for each in pair for tensor in each.state_dict.values())
+
+    def prove(watch: Callable[[], None]) -> Proof:
+        return prove_programs(first, second, watch, halves_are_exact=is_narrow)
+
     with one_thread():
-        return by_proof.within(lambda watch: prove_programs(first, second, watch), size, UNBOUNDED)
+        return by_proof.within(prove, size, UNBOUNDED)
 
 
-def _program(model: Folded, example: Example | None) -> ExportedProgram:
+def program_to_prove(model: Folded, example: Example | None) -> ExportedProgram:
     """The program of a model. Raises `UsageError` for a module that cannot be exported, such as one
     whose code reads numbers out of tensors.
     """

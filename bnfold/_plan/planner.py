@@ -164,8 +164,15 @@ def _told(
     standing = place.stands(place.state)
     first = next((index for index in place.maps if index in place.reasons), None)
     if standing and first is not None:
-        kept[first] = explained(place.reasons[first], stops)
+        kept[_left(view, place, standing, first)] = explained(place.reasons[first], stops)
     return _move(view, place, standing), kept
+
+
+def _left(view: View, place: Place, standing: Sequence[Standing], first: int) -> int:
+    """The map that an operator which is left goes by: one of its type, whose node it has."""
+    left = {each.op for each in standing}
+    alike = [index for index in place.maps if view.nodes[index].op in left]
+    return first if first in alike or not alike else alike[0]
 
 
 def _move(view: View, place: Place, standing: tuple[Standing, ...]) -> Move:

@@ -8,7 +8,7 @@ from typing import Any
 from onnx import NodeProto
 
 from bnfold._onnx.read.scopes import Scope
-from bnfold._relation.expressions import Double
+from bnfold._relation.expressions import Array, Double
 from bnfold._relation.relations import Related
 from bnfold._relation.side import Side, attributes
 from bnfold._system.records import record
@@ -66,7 +66,7 @@ class Call:
         return all(each is None or each.is_identity for each in self.inputs[1:])
 
 
-def is_off(values: Double, rank: int, axes: Sequence[int]) -> bool:
+def is_off(values: Array, rank: int, axes: Sequence[int]) -> bool:
     """Whether numbers are the same along some axes of a tensor."""
     full = (1,) * (rank - values.ndim) + values.shape
     return all(full[axis] == 1 for axis in axes)

@@ -1,8 +1,9 @@
 """What of an operator is not affine: the rest is steps ahead of it and behind it.
 
 Norms end with ``γ·n + β``. QuantizeLinear divides by its scale before it rounds, DequantizeLinear
-multiplies in the end. HardSigmoid is ``clip(α·x + β, 0, 1)``. Recurrent operators multiply what
-they read with weights before anything else.
+multiplies in the end. HardSigmoid is ``clip(α·x + β, 0, 1)``. A convolution whose weight is
+computed ends with ``+ B``. Recurrent operators multiply what they read with weights before anything
+else.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def of(
         return _with_numbers(side, scope, plain) or plain
     if kind == "HardSigmoid":
         return _hard_sigmoid(plain)
+    if kind in ("Conv", "ConvTranspose"):
+        return _biased(side, scope, plain) or plain
     if kind in _GATES:
         return _recurrent(fillings, scope, plain) or plain
     return _norm(side, scope, plain) or plain
@@ -150,6 +153,25 @@ def _norm(side: Side, scope: Scope, plain: Core) -> Core | None:
         steps.append(Step(scale, shift, weight.unit / 2, weight.unit))
         names[place] = ""
     return Core(node, names, plain.given, steps=steps)
+
+
+def _biased(side: Side, scope: Scope, plain: Core) -> Core | None:
+    """A convolution with a weight that is no constant, without its bias.
+
+    Its weight has the rank of what it reads and puts out.
+    """
+    node = plain.node
+    bias = side.floats(scope, node.input[2]) if len(node.input) > 2 else None
+    rank = side.rank(scope, node.input[1])
+    for name in (node.input[0], node.output[0]):
+        side.note_rank(scope, name, rank)
+    if bias is None or rank is None or rank < 3 or len(bias.shape) != 1:
+        return None
+    values = bias.double()
+    if not np.all(np.isfinite(values)):
+        return None
+    step = Step(None, along(values, 1, rank), bias.unit / 2, bias.unit)
+    return Core(node, node.input[:2], plain.given[:2], steps=[step])
 
 
 def _quantizer(side: Side, scope: Scope, plain: Core) -> Core | None:

@@ -54,6 +54,7 @@ class Linear:
         of_shift: what it reads is 1 everywhere but in the padding. Its weights are sums, and
             ``mass`` reads the sums of their sizes.
         name: the tensor of its weights.
+        sizes: those of the axes of its data that its places lie along; None where not known.
     """
 
     kind: tuple[Any, ...]
@@ -73,6 +74,12 @@ class Linear:
     mass: Callable[[], Array] | None = None
     part: Callable[[int, int], Array] | None = None
     name: str = ""
+    sizes: tuple[int | None, ...] | None = None
+
+    @property
+    def data_rank(self) -> int | None:
+        """The number of axes of its data; None where that may be any."""
+        return len(self.places[0]) + 2 if self.data_axis == 1 and self.places else None
 
     def rows_from(self, start: int, stop: int) -> Array:
         """The weights of some rows."""

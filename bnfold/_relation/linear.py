@@ -118,6 +118,7 @@ def _conv(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied 
     read_part = part if weight.part is not None else None
     axes = 1, 1
     linear = _linear(weight, kind, axes, load, rows, columns, group, places, padded, read_part)
+    linear = replace(linear, sizes=side.spatial(scope, node.input[0]))
     bias = node.input[2] if len(node.input) > 2 else ""
     return Applied(node.input[0], linear, spatial + 2, spatial + 2, bias=bias)
 
@@ -174,6 +175,7 @@ def _conv_transpose(side: Side, scope: Scope, node: NodeProto, weight: Weight) -
     kind = ("transposed", kernel, *sorted(fixed.items()))
     linear = _linear(weight, kind, (1, 1), load, group * wide, columns, group, places, padded)
     bias = node.input[2] if len(node.input) > 2 else ""
+    linear = replace(linear, sizes=side.spatial(scope, node.input[0]))
     return Applied(node.input[0], linear, spatial + 2, spatial + 2, bias=bias)
 
 
@@ -365,6 +367,7 @@ def apply(found: Applied, data: Expression) -> Expression | None:
                 of_shift=True,
                 mass=lambda: np.where(inside, 0.0, sizes),
                 name=linear.name,
+                sizes=linear.sizes,
             )
             made = replace(made, terms=(*made.terms, Term(term.base, linear=image)))
     return made.scaled(np.asarray(found.factor), 0.0, 0.0) if found.factor != 1.0 else made

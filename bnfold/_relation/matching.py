@@ -26,6 +26,7 @@ from bnfold._relation.passing import errors_behind, passed
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem, of_map
 from bnfold._relation.relations import Related, of_maps
 from bnfold._relation.series import expanded, that_read
+from bnfold._relation.showing import by_map, by_operator, by_output, by_rows
 from bnfold._relation.side import Side
 from bnfold._relation.solving import Difference, constant_rows, solve
 from bnfold._relation.table import OWN, RANDOM, Known, Sum, Table
@@ -114,17 +115,22 @@ class Matcher:
         if not self.is_first:
             why = f"this {node.op_type} has other bounds" if tried else ""
             self.miss(node, forms[0].given, outputs, why)
-        for form in forms if self.is_first else ():
-            kind = type_of(form.core.node)
-            known = Known(label(node), form.given, outputs, kind, form.core.numbers)
-            self.table.operators.setdefault(form.key, []).append(known)
+        if self.is_first:
+            self.also(node, forms, outputs, (self.side, scope, node))
         return [of_base(base) for base in outputs]
 
-    def also(self, node: NodeProto, forms: Sequence[Form], outputs: Sequence[int]) -> None:
-        """Note in the first file that an operator puts out bases that are known."""
+    def also(
+        self,
+        node: NodeProto,
+        forms: Sequence[Form],
+        outputs: Sequence[int],
+        place: tuple[Side, Scope, NodeProto] | None = None,
+    ) -> None:
+        """Note in the first file that an operator puts out bases; at its place if they are new."""
+        plain = next((f for f in forms if not (f.is_moved or f.is_other)), None)
         for form in forms:
-            kind = type_of(form.core.node)
-            known = Known(label(node), form.given, outputs, kind, form.core.numbers)
+            kind, at = type_of(form.core.node), place if form is plain else None
+            known = Known(label(node), form.given, outputs, kind, form.core.numbers, place=at)
             self.table.operators.setdefault(form.key, []).append(known)
 
     def _also(
@@ -230,8 +236,8 @@ class Matcher:
             for value, one in zip(given, relations, strict=True)
             if value is not None and one is not None and not one.is_identity
         )
-        base = next(iter(known.outputs), None)
-        found = of_map(label(node), "what it reads", one, base, sure)
+        showing = by_operator(known, relations)
+        found = of_map(label(node), "what it reads", one, sure, showing)
         self.problems.append(replace(found, read=_bases(value)))
 
     def total(self, value: Expression, at: str, rank: int | None, kind: int) -> Expression:
@@ -271,18 +277,9 @@ class Matcher:
         origins = value.origins - self.forced.keys()
         if origins and len(worst.channels) == worst.of:
             raise Blamed(origins, at, True)
-        self.problems.append(
-            Problem(
-                "weights",
-                at,
-                str(worst),
-                known.base,
-                worst.channels,
-                worst.units,
-                worst.allowed,
-                read=_bases(value),
-            )
-        )
+        told, showing = str(worst), by_rows(known, value, worst)
+        sizes = worst.units, worst.allowed
+        self.problems.append(Problem("weights", at, told, *sizes, True, _bases(value), showing))
         return self._matched(known, value, worst.otherwise, at, is_wrong=True)
 
     def _in_series(self, value: Expression, kind: int, at: str) -> Expression | None:
@@ -320,7 +317,9 @@ class Matcher:
             return known.own
         if known.base in self.forced:
             blame = self.forced[known.base]
-            problem = of_map(at, "what it puts out", related or found, known.base, blame.is_sure)
+            moved = related or found
+            showing = by_map(known.base, moved)
+            problem = of_map(at, "what it puts out", moved, blame.is_sure, showing)
             why = f"{problem.why}, as {blame.by} reads it"
             self.problems.append(replace(problem, why=why, read=_bases(value)))
             return known.own
@@ -338,7 +337,7 @@ class Matcher:
         elif not related.is_identity:
             if other.origins - self.forced.keys():
                 raise Blamed(other.origins - self.forced.keys(), what, True)
-            found = of_map(what, "this output", related, None, True)
+            found = of_map(what, "this output", related, True, by_output(one, related))
             self.problems.append(replace(found, read=_bases(other)))
 
 

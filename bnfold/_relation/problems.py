@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from bnfold._relation.bounds import Bounds
+from bnfold._relation.liveness import Effect
 from bnfold._relation.relations import Related
+
+SURE = 4
+"""Weights that are apart by so many times what rounding explains are no rounding."""
+OUTPUT = -1
+"""Stands for the base of an output itself."""
+Showing = Callable[[Bounds], Mapping[int, Effect]]
+"""What differs of which bases, as far as a difference is sure to show there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,21 +24,20 @@ class Problem:
     """A place where the two files are not seen to agree.
 
     ``kind`` is "weights" (rows of weights differ), "map" (a scale or shift differs) or "structure"
-    (the first file has no such operator). ``base`` is the value whose rows ``channels`` differ.
-    ``is_sure`` tells that nothing else can make up for it. ``allowed`` is how many units in the
-    last place rounding explains. ``read`` are the bases whose numbers come in otherwise:
-    where one of them is always the same, nothing shows.
+    (the first file has no such operator). ``is_sure`` tells that nothing else can make up for it.
+    ``allowed`` is how many units in the last place rounding explains. ``read`` are the bases whose
+    numbers come in otherwise: where one of them is always the same, nothing shows. ``showing``
+    tells what differs; None where that is not known.
     """
 
     kind: str
     at: str
     why: str
-    base: int | None = None
-    channels: Sequence[int] = ()
     units: float = 0.0
     allowed: float = 0.0
     is_sure: bool = True
     read: Collection[int] = ()
+    showing: Showing | None = None
 
 
 class Blamed(Exception):
@@ -57,7 +65,7 @@ class Layer:
     distance: float
 
 
-def of_map(at: str, what: str, found: Related, base: int | None, sure: bool) -> Problem:
+def of_map(at: str, what: str, found: Related, sure: bool, showing: Showing) -> Problem:
     """The problem that a tensor is scaled or shifted otherwise; ``what`` says which one it is."""
     scale, shift = np.broadcast_arrays(found.scale, found.shift)
     wrong = ((scale != 1) | (shift != 0)).reshape(-1)
@@ -65,10 +73,8 @@ def of_map(at: str, what: str, found: Related, base: int | None, sure: bool) -> 
     factor, added = float(scale.reshape(-1)[place]), float(shift.reshape(-1)[place])
     told = f"{f'channel {place} of ' if wrong.size > 1 else ''}{what} is {_apart(factor, added)}"
     units = max(abs(factor - 1), abs(added)) * 2.0**23
-    channels = [int(each) for each in np.flatnonzero(wrong)]
-    return Problem(
-        "map", at, told, base, channels, units, float(np.max(found.error)) * 2.0**23, sure
-    )
+    allowed = float(np.max(found.error)) * 2.0**23
+    return Problem("map", at, told, units, allowed, sure, showing=showing)
 
 
 def _apart(factor: float, added: float) -> str:

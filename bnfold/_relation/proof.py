@@ -8,7 +8,7 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +19,19 @@ from onnx import ModelProto, TensorShapeProto, ValueInfoProto
 
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope
+from bnfold._relation.bounds import Bounds, made_of
+from bnfold._relation.effects import comes_out
 from bnfold._relation.expressions import Expression, of_base
 from bnfold._relation.integers import Integers
-from bnfold._relation.liveness import is_read, needed, varies
+from bnfold._relation.liveness import needed, varies
 from bnfold._relation.lowering import lowered
 from bnfold._relation.matching import Matcher, draws
-from bnfold._relation.problems import Blame, Blamed, Layer, Problem
+from bnfold._relation.problems import OUTPUT, SURE, Blame, Blamed, Layer, Problem
 from bnfold._relation.side import Side
 from bnfold._relation.sizes import Sizes
 from bnfold._relation.table import Table, fingerprint
 from bnfold._relation.walk import Walk
 
-_SURE = 4
-"""Weights that are apart by so many times what rounding explains are no rounding."""
 _ATTEMPTS = 64
 """So many layers are looked behind whose outputs are scaled otherwise."""
 _WALKS = 3
@@ -322,8 +322,7 @@ def _concluded(found: Matcher, table: Table, results: Sequence[Expression]) -> P
         count = len(found.problems)
         why = f"{first.why}; {count} places differ, and one may make up for another"
         return Proof("not proved", first.at, why, found.layers)
-    bases = {term.base for value in results for term in value.terms if np.any(term.scale)}
-    weak = next((each for each in found.problems if not _is_refuted(each, table, bases)), None)
+    weak = next((each for each in found.problems if not _is_refuted(each, table, results)), None)
     if weak is None and found.is_open:
         weak = first
     if weak is not None:
@@ -331,10 +330,17 @@ def _concluded(found: Matcher, table: Table, results: Sequence[Expression]) -> P
     return Proof("refuted", first.at, first.why, found.layers)
 
 
-def _is_refuted(problem: Problem, table: Table, results: Collection[int]) -> bool:
-    """Whether the function is another one: the rest of both files is the same."""
-    if not problem.is_sure or not problem.units >= _SURE * (1 + problem.allowed):
+def _is_refuted(problem: Problem, table: Table, results: Sequence[Expression]) -> bool:
+    """Whether the function is another one: the rest of both files is the same.
+
+    Some input has to show it at an output.
+    """
+    if not problem.is_sure or not problem.units >= SURE * (1 + problem.allowed):
         return False
-    if not all(varies(table, base) for base in problem.read):
+    if problem.showing is None or not all(varies(table, base) for base in problem.read):
         return False
-    return problem.base is None or is_read(table, problem.base, problem.channels, results)
+    bounds = Bounds(table, made_of(table))
+    start = dict(problem.showing(bounds))
+    if OUTPUT in start:
+        return start[OUTPUT] is not None
+    return comes_out(bounds, start, results)

@@ -59,6 +59,8 @@ class Side:
     ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
     ``functions`` are the model's local functions. ``versions`` has those of the operators' domains.
     ``weights`` has what `floats` has found, by the graph that reads it and the name.
+    With ``halves_are_exact`` nothing is laid to the rounding of numbers in half precision, beyond
+    that of float32.
     """
 
     scopes: list[Scope]
@@ -69,6 +71,7 @@ class Side:
     functions: Hashable = ()
     versions: Mapping[str, int] = field(default_factory=dict)
     weights: dict[tuple[str, str], Weight | None] = field(default_factory=dict)
+    halves_are_exact: bool = False
 
     @classmethod
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
@@ -133,7 +136,9 @@ class Side:
         if not found.is_float:
             return None
         part = functools.partial(self.constants.part, found)
-        return Weight(name, found.shape, _EPS[found.data_type], found.load, part)
+        unit = _EPS[found.data_type]
+        unit = min(unit, _EPS[TensorProto.FLOAT]) if self.halves_are_exact else unit
+        return Weight(name, found.shape, unit, found.load, part)
 
     def rank(self, scope: Scope, name: str) -> int | None:
         """The number of axes of a tensor, or None."""
@@ -142,6 +147,11 @@ class Side:
             return len(shape)
         owner = scope.owner(name)
         return None if owner is None else self.ranks.get((owner.path, name))
+
+    def spatial(self, scope: Scope, name: str) -> tuple[int | None, ...] | None:
+        """The sizes of a tensor behind its channels, as far as they are known."""
+        shape = self.shapes.shape(scope, name)
+        return None if shape is None else tuple(shape[2:])
 
     def note_rank(self, scope: Scope, name: str, rank: int | None) -> None:
         """Note the rank of a tensor that an operator of a known rank reads."""

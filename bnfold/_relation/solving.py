@@ -110,7 +110,7 @@ def _solve_rows(
     reader = Reader()
     for block in blocks(rows, sum(each.width for each in layouts.values()), wanted):
         (one, off), (other, away) = (filled(s, layouts, block, reader) for s in sides)
-        ratio, diff, over = _compared(one, off, other, away)
+        ratio, diff, over = compared(one, off, other, away)
         wrong = over.any(axis=1)
         is_wrong = bool(wrong.any())
         scale[block] = np.where(over.mean(axis=1) > 0.5, 1.0, ratio) if is_wrong else ratio
@@ -145,7 +145,7 @@ def _solve_rows(
     return Difference(bad, total, *worst, vague / unit, related, name)
 
 
-def _compared(
+def compared(
     one: Double, off: Double, other: Double, away: Double
 ) -> tuple[Double, Double, NDArray[np.bool_]]:
     """By row the ratio, and by weight how far the two are apart and whether that is too far.
@@ -216,7 +216,7 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         np.minimum(slack, most(each.unit) * np.abs(value))
         for each, value, slack in ((first, one, off), (second, other, away))
     )
-    ratio, diff, over = _compared(one, next(near), other, next(near))
+    ratio, diff, over = compared(one, next(near), other, next(near))
     unit = max(first.unit, second.unit) or float(np.finfo(np.float32).eps)
     wrong = over.any(axis=1)
     if wrong.any():

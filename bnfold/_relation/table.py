@@ -19,8 +19,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from bnfold._onnx.read.scopes import domain_of, type_of
+from bnfold._onnx.read.scopes import Scope, domain_of, type_of
 from bnfold._relation.expressions import Expression
+from bnfold._relation.side import Side
 from bnfold._run.nodes import RANDOM as DRAWING
 from bnfold._system.records import record
 
@@ -46,7 +47,7 @@ class Known:
 
     ``inputs`` has None for constants and inputs that are left out. ``results`` are what its bodies
     put out, ``formal`` what they are given. ``kind`` is its type, ``numbers`` are parameters that
-    a map moves.
+    a map moves. ``place`` is where the first file has it; None for another form of one that it has.
     """
 
     label: str
@@ -57,6 +58,7 @@ class Known:
     formal: Sequence[Sequence[int]] = ()
     results: Sequence[Sequence[Expression]] = ()
     is_used: bool = False
+    place: tuple[Side, Scope, NodeProto] | None = None
 
 
 @record(eq=False)

@@ -48,7 +48,7 @@ def can_move(array: Array) -> bool:
 
 
 class Noise:
-    """Draws noisy copies of a set of weights, into buffers that the next draw reuses.
+    """Draws noisy copies of a set of weights, into buffers that the next draw of noise reuses.
 
     In the first draw and every second one after it, equal weights move alike, for a fold rounds
     equal products alike. If a model holds the same number millions of times, the errors add up and
@@ -99,11 +99,11 @@ class Noise:
         whole weight is zero, 1 % of one is added instead. In float16 and bfloat16 the error is
         10 %, for their rounding comes close to 1 % after a few layers.
         """
-        self._prepare()
+        self.release()
         wrong = {}
         for name, axis in sorted(axes.items()):
-            array, buffer = self._weights[name], self._buffers[name]
-            np.copyto(buffer, array)
+            array = self._weights[name]
+            buffer = wrong[name] = array.copy()
             let_go([array])
             sign = 1 if self._rng.integers(2) else -1
             size = array.dtype.type(sign * mistake_in(array))
@@ -117,7 +117,6 @@ class Noise:
                 slices[where] *= 1 + size
             else:
                 buffer += size
-            wrong[name] = buffer
         return wrong
 
     def _prepare(self) -> None:
@@ -129,11 +128,15 @@ class Noise:
         return self._rng.integers(-1, 2, _POOL, dtype=np.int8)
 
     def _single(self) -> Iterator[_Run]:
-        """Yield the large weights, one by one."""
+        """Yield the large weights, one by one; those that are one array in memory move as one."""
+        made = dict[int, Array]()
         for name, array in self._weights.items():
             if array.size > _SMALL:
-                self._buffers[name] = np.empty_like(array)
-                yield _Run.of(array.reshape(-1), self._buffers[name].reshape(-1))
+                known = made.get(id(array))
+                self._buffers[name] = np.empty_like(array) if known is None else known
+                if known is None:
+                    made[id(array)] = self._buffers[name]
+                    yield _Run.of(array.reshape(-1), self._buffers[name].reshape(-1))
 
     def _packed(self) -> Iterator[_Run]:
         """Yield the many small weights, end to end for each dtype."""

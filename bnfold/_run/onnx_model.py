@@ -9,11 +9,15 @@ So one session gives both the right outputs and their rounding, and bnfold compu
 
 A session holds what it loads in its own memory, besides the bytes that it is given. So the large
 weights of a lean model (`files/lean`) are not among these bytes: they are inputs without a default.
-Their bytes go from the file into arrays, and every run gets these arrays.
+Their bytes go from the file into arrays, and every run gets these arrays. A run that gets other
+numbers for such a weight needs no array of it, and none is kept meanwhile.
+
+Layers may share a weight through Identity nodes. It is in memory once for all of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -23,7 +27,7 @@ from onnx import helper
 
 from bnfold._onnx.files.lean import Reader, serialize_whole, taken_apart
 from bnfold._onnx.read.scopes import label
-from bnfold._onnx.tensors import is_own, let_go
+from bnfold._onnx.tensors import external_location, is_own, let_go
 from bnfold._run.bounds import Bounds
 from bnfold._run.input_sets import Port
 from bnfold._run.nodes import Flow, reads, subgraphs
@@ -84,13 +88,19 @@ class OnnxModel:
             name: array for name, array in wanted.items() if name in stored and array is not None
         }
         self._added = _overridable(model, self.weights)
-        self._given = self._computed(model, wanted.keys() - stored)
+        made = wanted.keys() - stored
+        large = {each.name for each in _large(model.graph, self.weights, engine)}
+        self._like = _copies(model.graph, made, large)
+        self._given = self._computed(model, made - self._like.keys())
         self.weights |= self._given
-        self._apart = _taken_out(model.graph, self.weights) if engine is OnnxRuntime else []
+        self._like = {name: one for name, one in self._like.items() if one in self.weights}
+        self.weights |= {name: self.weights[one] for name, one in self._like.items()}
+        self._apart = _large(model.graph, self.weights, engine)
+        _take_out(model.graph, self._apart)
         self._read: dict[str, Array] = {}
         changed = changed or bool(self._apart)
-        if self._given:
-            _feed(model.graph, self._given)
+        if fed := {name: self.weights[name] for name in (*self._given, *self._like)}:
+            _feed(model.graph, fed)
         if changed:
             model.MergeFrom(self._added)
         self._model = model if changed else None
@@ -101,13 +111,18 @@ class OnnxModel:
         outputs = [value.name for value in model.graph.output]
         self._alive = self._flow.leading(outputs)
         self._session: OnnxRuntime | Reference | None = None
-        own, given = self._loaded().inputs, {*self._given, *self._read}
+        own, given = self._loaded().inputs, {*fed, *(each.name for each in self._apart)}
         self.inputs: tuple[Port, ...] = tuple(p for p in own if p.name not in given)
         self.outputs = self._loaded().outputs
 
     def release(self) -> None:
         """Give the session's memory back; it is loaded again when it is needed."""
-        self._session, self._read = None, {}
+        self._session = None
+        self.set_aside()
+
+    def set_aside(self) -> None:
+        """See `PerturbableModel.set_aside`."""
+        self._read = {}
         let_go(self.weights.values())
 
     def run(
@@ -119,8 +134,12 @@ class OnnxModel:
             EngineError: the model does not run on these inputs.
             Exhausted: time is up, or memory has run out.
         """
-        session = self._loaded()
-        return session.run({**self._given, **self._read, **(moved or {}), **feeds})
+        session, moved = self._loaded(), moved or {}
+        own = self.weights.keys() - moved.keys()
+        self._read = self._numbers({self._like.get(name, name) for name in own})
+        given = {**self._given, **self._read}
+        given |= {name: given[one] for name, one in self._like.items() if name in own}
+        return session.run({**given, **moved, **feeds})
 
     def layers(self, touched: Collection[str]) -> list[Layer]:
         """See `PerturbableModel.layers`.
@@ -170,14 +189,23 @@ class OnnxModel:
 
     def _loaded(self) -> OnnxRuntime | Reference:
         if self._session is None:
-            with Reader(self._source.path.parent) as reader:
-                self._read = {each.name: _numbers(each, reader) for each in self._apart}
             if self._model is None:
                 content = self._source.content(self._added)
             else:
                 content = self._serialized(self._model)
             self._session = self._engine(content, self._source.folder, bounds=self._bounds)
         return self._session
+
+    def _numbers(self, names: Collection[str]) -> dict[str, Array]:
+        """The arrays of some weights that were taken out; they are read where they are not yet."""
+        with Reader(self._source.path.parent) as reader:
+            return {
+                each.name: self._read[each.name]
+                if each.name in self._read
+                else _numbers(each, reader)
+                for each in self._apart
+                if each.name in names
+            }
 
     def _serialized(self, model: onnx.ModelProto) -> bytes:
         """The bytes of a model, as a session loads them."""
@@ -228,6 +256,26 @@ class OnnxModel:
         return {name: array for name, array in found if can_move(array)}
 
 
+def _copies(
+    graph: onnx.GraphProto, names: Collection[str], large: Collection[str]
+) -> dict[str, str]:
+    """The names that Identity nodes make of another weight, each with that one's name.
+
+    That is the stored weight at the beginning of the Identity nodes if it is one of the ``large``
+    ones, which are read from the file. Otherwise it is the first of the names that begin there.
+    """
+    roots, found, first = dict[str, str](), dict[str, str](), dict[str, str]()
+    for node in graph.node:
+        if node.op_type == "Identity" and node.domain in ("", "ai.onnx"):
+            roots[node.output[0]] = roots.get(node.input[0], node.input[0])
+    for name in sorted(names):
+        root = roots.get(name, name)
+        one = root if root in large else first.setdefault(root, name)
+        if one != name:
+            found[name] = one
+    return found
+
+
 def _channel_axis(node: onnx.NodeProto, weight: str, shape: tuple[int, ...]) -> int:
     """The axis of a weight that counts the output channels; the longest axis if that is unknown.
 
@@ -264,24 +312,36 @@ def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelP
     return added
 
 
-def _taken_out(graph: onnx.GraphProto, weights: Mapping[str, Array]) -> Sequence[onnx.TensorProto]:
-    """Take the weights out of a graph whose data are still in the model's file; gives these."""
-    large = [each for each in graph.initializer if is_own(each) and each.name in weights]
-    names = {each.name for each in large}
+def _large(
+    graph: onnx.GraphProto, weights: Collection[str], engine: Engine
+) -> Sequence[onnx.TensorProto]:
+    """The tensors of the weights whose data are still in the model's file, if a session takes them.
+
+    Raises `EngineError` where the file holds more or less of one than its shape says.
+    """
+    if engine is not OnnxRuntime:
+        return []
+    found = [each for each in graph.initializer if is_own(each) and each.name in weights]
+    for each in found:
+        width = helper.tensor_dtype_to_np_dtype(each.data_type).itemsize
+        if external_location(each)[2] != math.prod(each.dims) * width:
+            raise EngineError(f"the data of {each.name} are not of its shape")
+    return found
+
+
+def _take_out(graph: onnx.GraphProto, tensors: Sequence[onnx.TensorProto]) -> None:
+    names = {each.name for each in tensors}
     _keep(graph.initializer, [each for each in graph.initializer if each.name not in names])
-    return large
 
 
 def _numbers(tensor: onnx.TensorProto, reader: Reader) -> Array:
     """What the file holds of a tensor that was taken out, in memory: there each number lies where
-    a CPU wants it. Raises `EngineError` where the file holds more or less than its shape says.
+    a CPU wants it.
     """
     told = onnx.TensorProto()
     told.CopyFrom(tensor)
     place = taken_apart(told)
     made = np.empty(tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    if place.end - place.start != made.nbytes:
-        raise EngineError(f"the data of {tensor.name} are not of its shape")
     data, at = made.reshape(-1).view(np.uint8), 0
     for block in reader.blocks(place):
         data[at : at + len(block)] = np.frombuffer(block, np.uint8)

@@ -59,5 +59,8 @@ class PerturbableModel(RunnableModel, Protocol):
     def reached(self, weights: Collection[str]) -> set[int]:
         """The numbers of the outputs that depend on any of some weights."""
 
+    def set_aside(self) -> None:
+        """Give back the memory of weights that can be read again: all are moved in the next run."""
+
     def release(self) -> None:
         """Give memory back. The model is loaded again when it runs again."""

@@ -22,7 +22,7 @@ from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.input_sets import Port
 from bnfold._run.noise import Array
 from bnfold._run.providers import CPU, Provider
-from bnfold._system import memory
+from bnfold._system import memory, scratch
 
 _LARGEST_IN_BACKGROUND = 1 << 25
 """Bytes of the largest model that is loaded in the background."""
@@ -212,9 +212,13 @@ def background(
     """Yield an executor of one thread for loads in the background, or None.
 
     None is yielded where models are large, where memory is bounded, or where the user asks for a
-    single thread.
+    single thread. Where models are large, free memory is given back from here on: each thread of a
+    session has some of its own, and would keep it.
     """
-    if bounds.threads == 1 or memory.is_bounded() or _size(paths, weights) > _LARGEST_IN_BACKGROUND:
+    is_large = _size(paths, weights) > _LARGEST_IN_BACKGROUND
+    if is_large:
+        memory.give_back(of_process=scratch.is_watched())
+    if bounds.threads == 1 or memory.is_bounded() or is_large:
         yield None
         return
     with ThreadPoolExecutor(1, "bnfold") as executor:

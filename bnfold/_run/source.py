@@ -7,14 +7,16 @@ function agree.
 
 from __future__ import annotations
 
-import mmap
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import onnx
 
+from bnfold._onnx.files.lean import read_lean, refer
 from bnfold._onnx.read.order import put_in_order
 from bnfold._onnx.read.scopes import opset_of, type_of
 from bnfold._run.hoist import hoist
@@ -22,6 +24,7 @@ from bnfold._system import scratch
 
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_BLOCK = 1 << 20
 Edit: TypeAlias = Callable[[onnx.ModelProto], None]
 """Changes a model in place before it runs."""
 
@@ -106,7 +109,9 @@ class Source:
         """Return the file's path or, if something is added, its bytes with the addition.
 
         ``more`` is a model to merge into it. Protocol buffers that follow each other merge. So the
-        addition stands after the end of the file, and the file need not be parsed.
+        addition stands after the end of the file, and the file need not be parsed. Of a large file
+        that may be mapped, only the structure is in the bytes: a session maps the weights, as it
+        does external data.
         """
         if self.alone or self.edits:
             model = self.proto()
@@ -121,12 +126,21 @@ class Source:
         tail = added.SerializeToString()
         if not tail:
             return self.path
-        with self.path.open("rb") as file:
-            if not scratch.may_map(self.path):
-                return b"".join((file.read(), tail))
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as it:
-                parts: tuple[Any, ...] = (it, tail)
-                return b"".join(parts)
+        lean = read_lean(self.path) if self._may_be_mapped() else None
+        if lean is not None:
+            model = onnx.ModelProto.FromString(lean)
+            refer(model, self.path.parent)
+            model.MergeFrom(added)
+            return bytes(model.SerializeToString())
+        # It grows where it lies and is the result: the file is in memory once.
+        with self.path.open("rb") as file, BytesIO() as whole:
+            shutil.copyfileobj(file, whole, _BLOCK)
+            whole.write(tail)
+            return whole.getvalue()
+
+    def _may_be_mapped(self) -> bool:
+        """Whether a session may map the file, and does: none that a link leads to elsewhere."""
+        return self.path.resolve().is_relative_to(self.folder) and scratch.may_map(self.path)
 
 
 class Saturation(NamedTuple):

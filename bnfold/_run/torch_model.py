@@ -196,6 +196,9 @@ class TorchModel:
         """Whether code reads numbers out of tensors that depend on weights."""
         return not self._traced.numbers.isdisjoint(self.weights)
 
+    def set_aside(self) -> None:
+        """Do nothing: the weights are the module's own."""
+
     def release(self) -> None:
         """Do nothing: the module is the user's, and the copy needs little memory."""
 

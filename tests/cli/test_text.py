@@ -165,6 +165,21 @@ def test_an_operator_of_which_a_part_stays_counts_once(tmp_path):
     assert run.lines[start + 2] == f"    mean stays: {told}"
 
 
+def test_what_is_left_of_two_operators_goes_by_its_own_name(tmp_path):
+    """A scale passes zero padding: no Mul stays for that, but the Add behind it."""
+    made = model(
+        const("Mul", "x", "a", rand(3, 1, 1) + np.float32(1), name="gain"),
+        const("Add", "a", "b", rand(3, 1, 1), name="offset"),
+        conv("conv", "b", "y", (4, 3, 3, 3), pads=[1] * 4),
+    )
+    run = bnfold(examples.save(made, tmp_path / "m.onnx"), "-o", tmp_path / "f.onnx")
+    start = run.lines.index("1 affine operator stays:")
+    assert run.lines[start + 1] == "  zero-padding: 1 Add"
+    assert run.lines[start + 2].startswith("    offset stays: moving it past conv ")
+    left = [(n.name, n.op_type) for n in onnx.load(tmp_path / "f.onnx").graph.node]
+    assert left == [("offset", "Add"), ("conv", "Conv")]
+
+
 def test_the_bias_of_a_linear_operator_is_no_map_that_stays(tmp_path):
     """Only that of one without a place for it, which nothing else reads."""
     made = model(

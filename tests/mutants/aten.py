@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant(
         "weights that PyTorch computes refute a file",
         "_aten/proof.py",
-        "return proof.unsure if reader.has_computed else proof",
+        "return proof.unsure if reader.has_computed or halves_are_exact else proof",
         "return proof",
         _PROOF,
     ),
@@ -174,6 +174,27 @@ MUTANTS = (
         "_aten/reading.py",
         'given[0] = f"a tensor of {sizes}"',
         'given[0] = "a tensor"',
+        "tests/torch/test_proved_verdict.py",
+    ),
+    Mutant(
+        "what is rounded to whole numbers is rounded down",
+        "_aten/pointwise.py",
+        'call.write("Round", [data])',
+        'call.write("Floor", [data])',
+        _OPERATORS,
+    ),
+    Mutant(
+        "numbers that are the same count as larger",
+        "_aten/pointwise.py",
+        '"gt": "Greater",',
+        '"gt": "GreaterOrEqual",',
+        _OPERATORS,
+    ),
+    Mutant(
+        "in a verdict an error may be what rounding to few digits explains",
+        "_relation/side.py",
+        "unit = min(unit, _EPS[TensorProto.FLOAT]) if self.halves_are_exact else unit",
+        "unit = unit",
         "tests/torch/test_proved_verdict.py",
     ),
 )

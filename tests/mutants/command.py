@@ -36,7 +36,7 @@ MUTANTS = (
     Mutant(
         "a verdict does not say that weights were not compared",
         "_pipeline/exported_files.py",
-        'plain = replace(plain, notes=(*plain.notes, f"{_NOT_COMPARED}{error}"))',
+        "plain = replace(plain, notes=(*plain.notes, *notes))",
         "pass",
         "tests/torch/test_exported_files.py",
     ),
@@ -305,5 +305,12 @@ MUTANTS = (
         "again[-1].start()",
         "pass",
         "tests/cli/test_killed.py::test_an_interrupt_that_python_drops_comes_again",
+    ),
+    Mutant(
+        "an interrupt ahead of the fork shows a traceback",
+        "_command/guard.py",
+        "        signal.signal(signal.SIGINT, _leave)\n",
+        "        pass\n",
+        "tests/cli/test_killed.py::test_interrupted_ahead_of_all_imports",
     ),
 )

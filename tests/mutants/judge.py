@@ -6,6 +6,27 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "keywords go into a file by the order of the signature, whatever its inputs are called",
+        "_pipeline/exported_files.py",
+        "if all(name in inputs for name in example.kwargs):",
+        "if False:",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a number of few digits somewhere hides that a weight of a file is wrong",
+        "_pipeline/exported_files.py",
+        "    if plain.checks:\n",
+        "    if narrow is None and plain.checks:\n",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a file that gives bfloat16 does not run",
+        "_judge/file_bench.py",
+        "if self._engine is Reference or _BFLOAT16 not in kinds:",
+        "if True:",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
         "what is proved passes although it differs in a run",
         "_judge/by_proof.py",
         'if check.status != "inconclusive" or differs:',
@@ -345,8 +366,8 @@ MUTANTS = (
     Mutant(
         "weights of few digits settle a verdict",
         "_pipeline/proved_in_pytorch.py",
-        " or result.divergence is not None or is_narrow:",
-        " or result.divergence is not None:",
+        "    if is_narrow and not by_proof.is_proved(proof):\n",
+        "    if False:\n",
         "tests/torch/test_proved_verdict.py",
     ),
     Mutant(
@@ -369,5 +390,19 @@ MUTANTS = (
         "            _refuse_invalid(verdict, path, settings.follow_links)",
         "            pass",
         "tests/cli/test_mutated.py",
+    ),
+    Mutant(
+        "what sums of many numbers are off by is no explanation",
+        "_judge/second_look.py",
+        "        if far and agree:",
+        "        if False:",
+        "tests/verify/test_long_sums.py",
+    ),
+    Mutant(
+        "sums of many numbers explain whatever they are off by",
+        "_judge/long_sums.py",
+        "HALF_UNIT = 2.0**-24",
+        "HALF_UNIT = 2.0**-14",
+        "tests/verify/test_long_sums.py",
     ),
 )

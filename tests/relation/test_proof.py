@@ -394,3 +394,29 @@ def test_transposed_convolutions_and_groups():
     assert proof(made, folded).status == "proved"
     wrong = changed(folded, "up.w", lambda w: w[:, ::-1].copy())
     assert proof(made, wrong).status != "proved"
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+def test_the_bias_of_a_convolution_whose_weight_is_computed(kind):
+    """The weight is an input of the model; C = Cin = W, so that no axis tells another."""
+    shift = rand(4)
+
+    def made_of(bias, behind=None):
+        held = {} if bias is None else {"b": bias}
+        pieces = [op(kind, f"x w {' '.join(held)}", "c", name="conv", pads=[1, 1, 1, 1])]
+        if behind is not None:
+            pieces.append(const("Add", "c", "d", behind))
+        pieces.append(op("Relu", "c" if behind is None else "d", "y"))
+        return model(*pieces, x={"x": (2, 4, 4, 4), "w": (4, 4, 3, 3)}, weights=held)
+
+    made = made_of(None, shift.reshape(4, 1, 1))
+    assert proof(made, made_of(shift)).status == "proved"
+    assert proof(made_of(shift, shift.reshape(4, 1, 1)), made_of(2 * shift)).status == "proved"
+    if kind == "Conv":
+        assert proof(made, bnfold.fold(made)).status == "proved"
+    off = shift * np.float32([1, 1, 1, 1 + 1e-5])
+    assert proof(made, made_of(off)).status != "proved"
+    assert proof(made, made_of(shift[::-1].copy())).status != "proved"
+    assert (
+        proof(made_of(None, shift), made_of(shift)).status != "proved"
+    )  # One number for each column.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 
 from bnfold._relation.expressions import Expression
-from bnfold._relation.problems import Problem
+from bnfold._relation.problems import OUTPUT, Problem
 from bnfold._relation.proof import _is_refuted
 from bnfold._relation.relations import of_maps, settled
+from bnfold._relation.table import Table
 
 UNIT = 2.0**-24
 
@@ -36,7 +35,14 @@ def test_a_shift_that_is_left_out_beside_a_scale_may_be_one_yet():
 
 
 def test_what_something_may_make_up_for_does_not_refute():
-    table = SimpleNamespace()
     for is_sure in (True, False):
-        problem = Problem("weights", "conv", "off", units=1e6, allowed=1.0, is_sure=is_sure)
-        assert _is_refuted(problem, table, ()) is is_sure
+        problem = Problem(
+            "weights",
+            "conv",
+            "off",
+            1e6,
+            1.0,
+            is_sure,
+            showing=lambda bounds: {OUTPUT: np.ones(())},
+        )
+        assert _is_refuted(problem, Table(), ()) is is_sure

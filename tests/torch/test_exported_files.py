@@ -232,6 +232,42 @@ def test_inputs_by_order(export):
     assert status(module, changed(path, swapped("input")), (X, y)) == "fail"
 
 
+def test_keywords_by_name(export):
+    """One exporter has them in the order of the call, another in that of the signature."""
+
+    def forward(self, x, a, b):
+        return self.conv(x + a - 2 * b)
+
+    module = Coded(forward).eval()
+    a, b = (rand(2, 3, 9, 9, seed=seed, dtype=torch.float32) for seed in (2, 3))
+    by_call, by_signature = {"b": b, "a": a}, {"a": a, "b": b}
+    names = ["x", "a", "b"]
+    path = export(module, (X,), kwargs=by_signature, input_names=names)
+    for kwargs in (by_call, by_signature):
+        program = torch.export.export(module, (X,), kwargs)
+        for order in ([0, 1, 2], [0, 2, 1]):
+            made = changed(path, lambda graph, order=order: reordered(graph, order))
+            assert status(module, made, (X,), kwargs=kwargs) == "pass"
+            assert bnfold.verify(program, made).status == "pass"
+            other_names(made.graph)
+            wanted = "pass" if order == [0, 1, 2] else "fail"
+            assert status(module, made, (X,), kwargs=kwargs) == wanted
+
+
+def reordered(graph, order):
+    values = [graph.input[number] for number in order]
+    del graph.input[:]
+    graph.input.extend(values)
+
+
+def other_names(graph):
+    names = {value.name: f"given {number}" for number, value in enumerate(graph.input)}
+    for value in graph.input:
+        value.name = names[value.name]
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
 def test_an_input_that_the_exporter_left_out(export):
     def forward(self, x, unused, y):
         return self.conv(x) - 2 * self.conv(y)
@@ -320,11 +356,52 @@ def test_few_digits_of_weights_that_are_alike(export):
 
 
 def test_an_output_that_hides_every_error(export):
+    """Weights settle it, as far as rounding lets them."""
     module = net(made=lambda y: 1e-30 * y + 1)
     path = export(module)
-    assert status(module, path) == "inconclusive"
+    result = bnfold.verify(module, path, (X,))
+    assert result.status == "pass" and result.proof.status == "proved"
     assert status(module, changed(path, other_slope)) == "inconclusive"
     assert status(module, changed(path, off(2.0, 0))) == "fail"
+
+
+class Buffered(nn.Module):
+    """Something of a norm's output, and something of stored numbers."""
+
+    def __init__(self, held, code):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.register_buffer("held", held)
+        self.code = code
+
+    def forward(self, x):
+        return self.code(self, self.norm(self.conv(x)))
+
+
+SETTLED = {
+    "places": lambda self, y: y.argmax(1),
+    "signs": lambda self, y: (y > 0, y <= 0.5),
+    "stored numbers": lambda self, y: (y, self.held),
+    "places and stored numbers": lambda self, y: (y.argmax(1), self.held.float() * 2),
+    "rounded": lambda self, y: ((y / 100).round(), self.held * y[:, 0, 0, :1] > 1e9),
+    "nothing": lambda self, y: y[:0],
+}
+STORED = (torch.int8, torch.bool, torch.float16, torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", STORED, ids=str)
+@pytest.mark.parametrize("name", SETTLED)
+def test_what_outputs_do_not_show_weights_do(export, name, dtype):
+    """As `bnfold.verify` of two modules has it. Stored numbers of few digits, which both hold, are
+    no weights that rounding hides.
+    """
+    torch.manual_seed(0)
+    module = ready(Buffered(torch.arange(4), SETTLED[name]), torch.float32)
+    module.held = module.held.to(dtype)
+    path = export(module)
+    result = bnfold.verify(module, path, (X,))
+    assert result.status == "pass"
+    assert status(module, changed(path, off(1.02, 0))) != "pass"
 
 
 OPEN = {**UNFOLDED, "keep_initializers_as_inputs": True}

@@ -197,6 +197,10 @@ FUNCTIONS = {
         x.max(1)[0],
         x.min(-1, keepdim=True)[0],
     ),
+    "compared": lambda m, x, y: (x > 0.1, x < y, y.flip(1) >= y, x <= m.c),
+    "the same": lambda m, x: (x.floor() == 0, x.double() >= 0.1, m.c > x),
+    "compared with itself": lambda m, x: (x >= x, x > x, x <= x, x < x, x == x),
+    "rounded": lambda m, x: ((x * 4).floor() / 2).round(),
     "argmax": lambda m, x: (x.argmax(1), x.argmin(-1, keepdim=True)),
     "softmax": lambda m, x: (x.softmax(1), x.log_softmax(-1), x[0, 0, 0].softmax(0)),
     "padded": lambda m, x: (

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
+from bnfold._aten.proof import prove_programs  # noqa: E402
 from bnfold._pipeline.modules import compare_programs  # noqa: E402
 
 from .folding import rand, ready  # noqa: E402
@@ -135,6 +136,19 @@ def test_types_of_few_digits_settle_nothing(dtype):
     off = exported(other, X.to(dtype))
     assert bnfold.verify(program, off).status != "pass"
     assert bnfold.verify(program, off).proof is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_verdict_lays_nothing_to_the_rounding_of_few_digits(dtype):
+    """Neighbours are two numbers there, and what holds the very same ones is proved."""
+    module = net(lambda self, y, z: (z.argmax(1), self.anchors)).to(dtype)
+    program, apart = exported(module, X.to(dtype)), exported(wrong(module, 1), X.to(dtype))
+    weight = apart.state_dict["conv.weight"].detach()
+    weight.view(torch.int16)[1, 2] += 1
+    assert (weight != module.conv.weight).sum() == 1
+    assert prove_programs(program, apart).status == "proved"
+    assert prove_programs(program, apart, halves_are_exact=True).status == "not proved"
+    assert prove_programs(program, program, halves_are_exact=True).status == "proved"
 
 
 def test_code_that_reads_numbers_is_not_proved():

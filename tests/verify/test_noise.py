@@ -116,3 +116,17 @@ def test_mapped_weights_move_as_others_do(tmp_path: Path) -> None:
     for _ in range(2):
         assert np.array_equal(held.rounding()["w"], read.rounding()["w"])
     assert np.array_equal(held.mistake({"w": 1})["w"], read.mistake({"w": 1})["w"])
+
+
+def test_a_weight_that_several_names_have_moves_once_and_is_wrong_in_one_of_them() -> None:
+    """Layers share it through Identity nodes: noise takes its memory once."""
+    array = np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)
+    noise = Noise({"a": array, "b": array, "c": array.copy()}, np.random.default_rng(1))
+    moved = noise.rounding()
+    assert moved["a"] is moved["b"] and moved["a"] is not moved["c"]
+    assert set(np.unique(steps(moved["a"], array))) == {-1, 0, 1}
+    wrong = noise.mistake({"a": 0, "b": 1})
+    assert set(wrong) == {"a", "b"}
+    off = {name: np.abs(steps(values, array)) > 100 for name, values in wrong.items()}
+    assert off["a"].any(axis=1).sum() == 1 and off["b"].any(axis=0).sum() == 1
+    assert not np.shares_memory(wrong["a"], wrong["b"])

@@ -331,3 +331,72 @@ def test_a_file_that_changes_between_two_runs_is_not_read_as_the_same(tmp_path: 
     os.utime(path, ns=(1, 1))
     with pytest.raises(UsageError, match="was changed while it was read"):
         mine.run({"x": x})
+
+
+@pytest.mark.parametrize("where", ["file", "constant", "computed"])
+def test_layers_that_share_a_weight_through_identities_hold_it_once(
+    where: str, tmp_path: Path
+) -> None:
+    """A network whose layers share their parameters took as much memory as one that has them all.
+
+    They move one by one all the same, and each product is with the numbers of the file.
+    """
+    rng = np.random.default_rng(4)
+    w, x = (rng.normal(size=shape).astype(np.float32) for shape in ((1100, 1100), (2, 1100)))
+    begins = {"file": [], "constant": [], "computed": [helper.make_node("Neg", ["w"], ["m"])]}[
+        where
+    ]
+    if where == "constant":
+        begins = [helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(w))]
+    root = "m" if where == "computed" else "w"
+    nodes = [
+        *begins,
+        helper.make_node("Identity", [root], ["a"]),
+        helper.make_node("Identity", ["a"], ["b"]),
+        helper.make_node("MatMul", ["x", "a"], ["t"]),
+        helper.make_node("MatMul", ["t", "b"], ["u"]),
+        helper.make_node("MatMul", ["u", root], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, 1, [2, 1100]) for name in "xtuy"]
+    stored = [] if where == "constant" else [numpy_helper.from_array(w, "w")]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], stored)
+    opsets = [helper.make_opsetid("", 17)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    model, folder = load_model(path, lean=True), tmp_path
+    weights = find_weights(model, folder).values
+    mine = OnnxModel(Source(path), model, weights, OnnxRuntime, UNBOUNDED)
+    assert set(mine.weights) == {"a", "b", root}
+    assert len({id(array) for array in mine.weights.values()}) == 1
+    usual = OnnxRuntime(path).run({"x": x})
+    assert all(map(np.array_equal, mine.run({"x": x}), usual))
+    matrix = -w if where == "computed" else w
+    for place, name in enumerate(("a", "b", root)):
+        found = mine.run({"x": x}, {name: np.zeros_like(w)})
+        assert [not values.any() for values in found] == [n >= place for n in range(3)]
+        assert all(map(np.array_equal, found[:place], usual))
+    others = mine.run({"x": x}, {"a": matrix, root: matrix})
+    assert all(map(np.array_equal, others, usual))
+
+
+def test_a_run_with_other_numbers_for_all_large_weights_reads_none(tmp_path: Path) -> None:
+    path, model = lean_pair(tmp_path)
+    stored = constants(onnx.load(path))
+    mine = OnnxModel(Source(path), model, stored, OnnxRuntime, UNBOUNDED)
+    x = np.ones((1, 900), np.float32)
+    expected = mine.run({"x": x})
+    assert set(mine._read) == {"w", "v"}
+    assert np.array_equal(mine.run({"x": x}, stored)[0], expected[0]) and not mine._read
+    assert np.array_equal(mine.run({"x": x}, {"w": stored["w"]})[0], expected[0])
+    assert set(mine._read) == {"v"}
+    mine.set_aside()
+    assert not mine._read
+    assert np.array_equal(mine.run({"x": x})[0], expected[0])
+
+
+def test_large_weights_of_another_size_than_their_shape_do_not_load(tmp_path: Path) -> None:
+    path, model = lean_pair(tmp_path)
+    model.graph.initializer[0].dims[0] = 901
+    weights = {"w": np.ones((901, 900), np.float32)}
+    with pytest.raises(EngineError, match="the data of w are not of its shape"):
+        OnnxModel(Source(path), model, weights, OnnxRuntime, UNBOUNDED)

@@ -191,6 +191,18 @@ def make_whole(model: ModelProto, folder: Path | None) -> None:
             tensor.raw_data = b"".join(reader.blocks(taken_apart(tensor)))
 
 
+def refer(model: ModelProto, folder: Path | None) -> None:
+    """Let tensors of a lean model's main graph be external data like any other, of its own file.
+
+    All others hold their own data: runtimes read external data of main graphs alone.
+    """
+    for tensor in filter(is_own, model.graph.initializer):
+        kept = [entry for entry in tensor.external_data if entry.key != OWN]
+        del tensor.external_data[:]
+        tensor.external_data.extend(kept)
+    make_whole(model, folder)
+
+
 def serialize_whole(model: ModelProto, path: Path) -> bytes:
     """The bytes of a lean model, as it is now, with the weights from the file ``path``.
 
