@@ -222,6 +222,23 @@ def test_a_fused_matmul_sums_over_the_axis_that_it_says(batch, a, b, right):
         assert left(ahead).get("Mul", 0) == (0 if axis == summed else 1), axis
 
 
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("vector", ["x", "w"])
+@pytest.mark.parametrize("flag", ["transA", "transB"])
+def test_a_matrix_ahead_of_a_vector_is_not_transposed(right, vector, flag):
+    """Whatever transA says: onnxruntime leaves it as it is. So nothing is folded into it."""
+    names = "{} w" if right else "w {}"
+    weight = {"w": rand(*((4,) if vector == "w" else (4, 4)))}
+    shape = (4,) if vector == "x" else (4, 4)
+    node = op("FusedMatMul", names.format("n"), "f", name="m", domain="com.microsoft", **{flag: 1})
+    m = made(
+        const("Mul", "x", "n", rand(4)), (node, weight), const("Mul", "f", "y", rand(4)), x=shape
+    )
+    found = left(m).get("Mul", 0)
+    if (vector == "w") == right and flag == "transA":
+        assert found == 2
+
+
 def test_a_shift_goes_ahead_of_a_fused_matmul_with_its_factor():
     node = op("FusedMatMul", "n w", "m", name="m", domain="com.microsoft", alpha=0.25, transB=1)
     m = made(

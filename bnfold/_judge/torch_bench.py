@@ -183,6 +183,10 @@ class TorchBench:
             return wanted, []
         return wanted, [made[number] for number in _paired(self.outputs, folded.outputs)]
 
+    def moved_by_sums(self, inputs: InputSet) -> Sequence[Any]:
+        """Empty: a module is not moved; see `Bench.moved_by_sums`."""
+        return ()
+
     def choices(self) -> Mapping[str, Choice]:
         """Empty: a module does not say which tensor an output is chosen from."""
         return {}

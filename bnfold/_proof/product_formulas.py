@@ -196,7 +196,8 @@ def fused_matmul(case: Absorption) -> float:
     """``α·A'·B'`` of onnxruntime's FusedMatMul.
 
     With transBatch an operand is stored as [M, batch…, K] and multiplied as [batch…, M, K]; with
-    trans its last two axes are exchanged then. A vector stays as it is.
+    trans its last two axes are exchanged then. A vector stays as it is, and so does what stands
+    ahead of one.
     """
     given = {a.name: a.i for a in case.node.attribute}
     alpha = next((float(a.f) for a in case.node.attribute if a.name == "alpha"), 1.0)
@@ -207,7 +208,8 @@ def fused_matmul(case: Absorption) -> float:
             if values.ndim < 3:
                 raise Mismatch(f"{label(case.node)} has a batch of {values.ndim} axes")
             values = np.moveaxis(values, 0, -2)
-        if given.get(f"trans{side}") and values.ndim > 1:
+        ahead = at == 0 and (case.rank(1) or 0) < 2
+        if given.get(f"trans{side}") and values.ndim > 1 and not ahead:
             values = np.swapaxes(values, -1, -2)
         return values
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bnfold._errors import UsageError
 from bnfold._report.text import json_text
@@ -19,6 +20,10 @@ Status = Literal[
     "done", "error", "not written", "crashed", "killed", "out of memory", "timeout", "interrupted"
 ]
 """How the work on a model ended; only what is done has a verdict."""
+Verdict = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
+_LARGEST = 1 << 63
+_LARGEST_FILE = 1 << 28
+"""Bytes of the largest file that is taken for a report. It may be a hole."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Report:
         model: the path that was given.
         name: what the index calls it: the path below the output folder, or the path that was given.
         status: how the work ended. Whatever is not "done" has no verdict, and wrote no model.
-        verdict: "pass", "fail", "inconclusive", "unchanged" (nothing folds) or "skipped" (nothing
-            was to be verified); None where there is none.
+        verdict: "pass", "fail" or "inconclusive", "unchanged" if nothing folds and "skipped" if
+            nothing was to be verified; None where there is none.
         code: the exit code of the command for this model.
         message: what was wrong, in one line; "" where nothing was, or nothing is known.
         seconds: how long it took.
@@ -162,6 +167,8 @@ def read(path: Path) -> tuple[Report, Identity, str | None] | None:
     None where there is no such file, or one that is not of this schema: it is written anew then.
     """
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            return None
         document = json.loads(paths.read(path))
         if document["schema"] != SCHEMA:
             return None
@@ -182,16 +189,34 @@ def read(path: Path) -> tuple[Report, Identity, str | None] | None:
         identity = Identity(
             document["input"], document["options"], document["bounds"], document["versions"]
         )
-        return (report, identity, document["written"]) if _is_sound(report) else None
-    except (UsageError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError):
+        written = document["written"]
+        sound = _is_sound(report) and _is_sound_identity(identity)
+        return (report, identity, written) if sound and _is_text(written) else None
+    except (UsageError, OSError, ArithmeticError, ValueError, KeyError, TypeError):
         return None
-    except RecursionError:
+    except (AttributeError, IndexError, RecursionError):
         return None
 
 
 def _is_sound(report: Report) -> bool:
-    """Whether what a file says has the types of a report: somebody else may have written it."""
-    texts = (report.verdict, report.output, report.page)
-    return all(text is None or isinstance(text, str) for text in texts) and all(
-        isinstance(size, int) for size in report.bytes or ()
+    """Whether what a file says are values of a report: somebody else may have written it, and what
+    stands in it goes into the index as it is.
+    """
+    sizes = (report.code, *(report.operators or ()), *(report.bytes or ()))
+    numbers = (report.seconds, 0.0 if report.distance is None else report.distance)
+    return (
+        report.status in get_args(Status)
+        and (report.verdict is None or report.verdict in get_args(Verdict))
+        and all(map(_is_text, (report.output, report.page)))
+        and all(type(size) is int and 0 <= size < _LARGEST for size in sizes)
+        and all(type(each) in (int, float) and 0 <= each < math.inf for each in numbers)
     )
+
+
+def _is_sound_identity(identity: Identity) -> bool:
+    tables = (identity.options, identity.bounds, identity.versions)
+    return _is_text(identity.input) and all(isinstance(table, dict) for table in tables)
+
+
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)

@@ -3,7 +3,8 @@
 Operators of opset 1 to 6 are run here as the specification has them. There the second operand's
 axes are those of the first from ``axis`` on (ONNX Add-1, Add-6), and a PRelu has a slope for each
 channel (ONNX PRelu-1, PRelu-6). The evaluator lines axes up from the last one, as later opsets do.
-Where sizes agree by accident, it multiplies along the wrong axis.
+Where sizes agree by accident, it multiplies along the wrong axis. Below opset 14 it mixes batch
+statistics into a BatchNormalization of inference, which is run here by its definition, too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bnfold._onnx.read.scopes import opset_of
 from bnfold._onnx.tensors import all_tensors
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.input_sets import port_of_proto
-from bnfold._run.nodes import own_inputs
+from bnfold._run.nodes import OWN, all_nodes, own_inputs
 from bnfold._run.noise import Array
 from bnfold._run.session import EngineError, engine_error
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _REFERENCE_LIMIT = 1 << 28
 _FIRST_RIGHT_BATCH_NORMALIZATION = 14
+_FIRST_WITHOUT_A_MODE = 7
+"""The first opset whose BatchNormalization has no ``is_test``."""
 _FIRST_WITH_NUMPY_RULES = 7
 """The first opset whose elementwise operators broadcast as NumPy does."""
 _BINARY = ("Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor")
@@ -95,14 +98,16 @@ def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
 
 
 def _refuse_known_bugs(model: onnx.ModelProto) -> None:
-    """Raise where the reference evaluator mixes batch statistics into an inference BatchNorm."""
+    """Raise where a BatchNormalization is one of training: batch statistics are none here."""
     opset = opset_of(model.opset_import)
     if opset >= _FIRST_RIGHT_BATCH_NORMALIZATION:
         return
-    for node in model.graph.node:
-        if node.op_type == "BatchNormalization" and not any(
-            attribute.name == "is_test" and attribute.i for attribute in node.attribute
-        ):
+    nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
+    for node in all_nodes(nodes):
+        if node.op_type != "BatchNormalization" or node.domain not in OWN:
+            continue
+        in_test = any(attribute.name == "is_test" and attribute.i for attribute in node.attribute)
+        if any(node.output[1:]) or (opset < _FIRST_WITHOUT_A_MODE and not in_test):
             raise EngineError(
                 f"the reference evaluator computes BatchNormalization of opset {opset} wrongly"
             )
@@ -110,9 +115,29 @@ def _refuse_known_bugs(model: onnx.ModelProto) -> None:
 
 def _replaced(opset: int) -> list[type[OpRun]]:
     """The operators that the evaluator has to run in another way than its own, for an opset."""
-    if opset >= _FIRST_WITH_NUMPY_RULES:
-        return []
-    return [_aligned(kind, opset) for kind in (*_BINARY, "PRelu")]
+    kinds = []
+    if opset < _FIRST_RIGHT_BATCH_NORMALIZATION:
+        kinds.append(_normalizing(opset))
+    if opset < _FIRST_WITH_NUMPY_RULES:
+        kinds += [_aligned(kind, opset) for kind in (*_BINARY, "PRelu")]
+    return kinds
+
+
+def _normalizing(opset: int) -> type[OpRun]:
+    """BatchNormalization in inference: ``scale·(x − mean) / √(var + ε) + bias`` along axis 1 or,
+    with ``spatial`` = 0 below opset 9, for each element (ONNX BatchNormalization-1 to -9).
+    """
+    from onnx.reference.ops import load_op  # imported late, as the evaluator is
+
+    base: Any = load_op("", "BatchNormalization", opset)
+
+    def run(self: Any, x: Array, *given: Array, **_: Any) -> Any:
+        single = getattr(self, "spatial", 1) in (0,)
+        shape = (-1, *(1,) * (x.ndim - 2)) if not single and x.ndim > 1 else None
+        scale, bias, mean, var = (one if shape is None else one.reshape(shape) for one in given)
+        return ((scale * (x - mean) / np.sqrt(var + self.epsilon) + bias).astype(x.dtype),)
+
+    return type("BatchNormalization", (base,), {"op_domain": "", "run": run})
 
 
 def _aligned(kind: str, opset: int) -> type[OpRun]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,26 +113,58 @@ def test_a_report_that_is_a_pipe(model, tmp_path):
     assert not (out / "m.onnx").exists()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"code": 1e999},
-        {"report": {"verification": {"status": ["pass"], "certificates": [], "end_to_end": None}}},
-        {"report": {"bytes": {"before": 1, "after": "many"}}},
-    ],
-)
-def test_a_report_of_other_types_is_none(change, model, tmp_path):
+def changed(told: dict[str, Any], value: object, *keys: str) -> str:
+    """A report that says something else at one place."""
+    inner = told
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    return json.dumps(told)
+
+
+NO_REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "an endless code": lambda told: changed(told, 1e999, "code"),
+    "a negative code": lambda told: changed(told, -7, "code"),
+    "no seconds": lambda told: changed(told, float("nan"), "seconds"),
+    "another status": lambda told: changed(told, ["done"], "status"),
+    "another verdict": lambda told: changed(told, ["pass"], "report", "verification", "status"),
+    "markup": lambda told: changed(told, "<b>pass", "report", "verification", "status"),
+    "no size": lambda told: changed(told, "many", "report", "bytes", "after"),
+    "a large size": lambda told: changed(told, 10**400, "report", "bytes", "after"),
+    "no number": lambda told: changed(told, {"Conv": "<b>"}, "report", "operators", "after"),
+    "half a number": lambda told: changed(told, {"Conv": 0.5}, "report", "operators", "after"),
+    "no bounds": lambda told: changed(told, "x", "bounds"),
+    "no hash": lambda told: changed(told, {"a": 1}, "written"),
+    "no distance": lambda told: changed(
+        told, [{"ratio": float("nan")}], "report", "verification", "end_to_end", "checks"
+    ),
+    "deep": lambda told: "[" * 100_000,
+    "zeros": lambda told: "\0" * 100,
+}
+
+
+def test_a_report_of_other_types_is_none(model, tmp_path):
     """It is written anew, and nothing breaks down where the index tells it."""
-    source, out = model.rename(tmp_path / "m.onnx"), tmp_path / "out"
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    names = [*NO_REPORTS, "a hole", "as it was"]
+    for name in names:
+        shutil.copy(model, source / f"{name}.onnx")
     assert command(source, "--output-dir", out).code == 0
-    path = out / "m.onnx.report.json"
-    told = json.loads(path.read_bytes())
-    for key, value in change.items():
-        told[key] = {**told[key], **value} if isinstance(value, dict) else value
-    path.write_text(json.dumps(told))
+    for name, change in NO_REPORTS.items():
+        path = out / f"{name}.onnx.report.json"
+        path.write_text(change(json.loads(path.read_bytes())))
+    with (out / "a hole.onnx.report.json").open("wb") as file:
+        file.truncate(1 << 40)
     run = command(source, "--output-dir", out, "--resume")
-    assert (run.code, run.lines[0]) == (0, "1 model: 1 pass")
-    assert json.loads(path.read_bytes())["verdict"] == "pass"
+    assert (run.code, run.err) == (0, "")
+    assert run.lines[:2] == [
+        f"{len(names)} models: {len(names)} pass",
+        "1 of them were done before and have not changed",
+    ]
+    for name in names:
+        told = json.loads((out / f"{name}.onnx.report.json").read_bytes())
+        assert (told["verdict"], told["code"]) == ("pass", 0)
 
 
 def test_a_hole_of_any_size(settled, tmp_path):

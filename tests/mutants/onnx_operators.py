@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "FusedMatMul transposes a matrix ahead of a vector",
+        "_onnx/read/microsoft.py",
+        "if not plain[0] and (second is None or len(second) < 2):",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
         "what a Tile repeats keeps its place",
         "_onnx/read/rearranged.py",
         "if n is not None and n == after[k + offset]}",

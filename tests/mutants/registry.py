@@ -155,4 +155,11 @@ MUTANTS = (
         "pass",
         "tests/test_fingerprint.py",
     ),
+    Mutant(
+        "numbers of a report that are none go into the index",
+        "_registry/report.py",
+        "and all(type(each) in (int, float) and 0 <= each < math.inf for each in numbers)",
+        "and True",
+        "tests/cli/test_strange_folders.py::test_a_report_of_other_types_is_none",
+    ),
 )

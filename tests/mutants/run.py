@@ -355,4 +355,11 @@ MUTANTS = (
         "if False:",
         "tests/verify/test_drawing.py",
     ),
+    Mutant(
+        "the reference evaluator mixes batch statistics into a BatchNormalization of opset 13",
+        "_run/reference.py",
+        "    if opset < _FIRST_RIGHT_BATCH_NORMALIZATION:\n        kinds.append",
+        "    if False:\n        kinds.append",
+        "tests/verify/test_legacy.py",
+    ),
 )

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 import bnfold
 from bnfold._run.reference import Reference
+from bnfold._run.session import EngineError
 
-from ..graphs import conv, model, op, rand
+from ..graphs import conv, model, op, positive, rand
 from .folds import folded as folded_of
 
 WIDTHS = [(4, 4), (5, 4)]  # channels and width: the same by accident, and not
@@ -57,6 +58,37 @@ def test_without_an_axis_the_last_ones_are_meant() -> None:
     made = model(op("Mul", "x k", "y", broadcast=1), x=(2, 4, 4), weights={"k": rand(4)}, opset=6)
     (found,) = Reference(made.SerializeToString()).run({"x": (x := rand(2, 4, 4))})
     np.testing.assert_array_equal(found, x * values(made, "k"))
+
+
+@pytest.mark.parametrize("opset", [6, 7, 9, 13, 14])
+@pytest.mark.parametrize("spatial", [True, False])
+@pytest.mark.parametrize("inner", [True, False])
+def test_the_reference_runs_a_batch_normalization_of_inference(opset, spatial, inner):
+    """It mixes batch statistics in below opset 14; and one of training is refused."""
+    if opset > 8 and not spatial:
+        return
+    shape = (4,) if spatial else (4, 5, 5)
+    weights = {"s": rand(*shape), "b": rand(*shape), "m": rand(*shape), "v": positive(*shape)}
+    given = {"spatial": int(spatial)} if opset < 9 else {}
+    norm = op(
+        "BatchNormalization", "x s b m v", "y", **given, **{"is_test": 1} if opset < 7 else {}
+    )
+    if inner:
+        branch = helper.make_graph([norm], "g", [], [helper.make_tensor_value_info("y", 1, None)])
+        node = helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+        made = model(
+            (node, {"c": np.array(True)}), x=(3, 4, 5, 5), y="z", weights=weights, opset=opset
+        )
+    else:
+        made = model(norm, x=(3, 4, 5, 5), weights=weights, opset=opset)
+    (found,) = Reference(made.SerializeToString()).run({"x": (x := rand(3, 4, 5, 5))})
+    s, b, m, v = (one.reshape(-1, 1, 1) if spatial else one for one in weights.values())
+    np.testing.assert_allclose(found, s * (x - m) / np.sqrt(v + 1e-5) + b, rtol=1e-5, atol=1e-6)
+    node = made.graph.node[0].attribute[0].g.node[0] if inner else made.graph.node[0]
+    node.output.append("more")
+    if opset < 14:
+        with pytest.raises(EngineError, match="BatchNormalization"):
+            Reference(made.SerializeToString())
 
 
 @pytest.mark.parametrize("channels, width", WIDTHS)

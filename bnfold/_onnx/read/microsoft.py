@@ -114,8 +114,9 @@ def _fused_matmul(context: Context, node: NodeProto) -> Operator:
     """``α·A'·B'`` (FusedMatMul; TransposeMatMul is its older name).
 
     ``transBatchA`` takes the first axis of A behind its batch axes, ``transA`` then exchanges the
-    last two. A vector is not transposed. With ``transBatchA`` or ``transBatchB`` both operands
-    have the same rank, of 3 or more.
+    last two. A vector is not transposed, and ahead of a vector A is not either, whatever
+    ``transA`` says: nothing is said of that, nor of a B whose rank is not known. With
+    ``transBatchA`` or ``transBatchB`` both operands have the same rank, of 3 or more.
     """
     weight = one_factor(context, node)
     plain = [not attributes.integer(node, f"trans{k}", 0) for k in ("A", "B", "BatchA", "BatchB")]
@@ -124,6 +125,9 @@ def _fused_matmul(context: Context, node: NodeProto) -> Operator:
     if weight.value is None:
         return UNKNOWN
     other = context.shape(node.input[1 - weight.position])
+    second = other if weight.position == 0 else weight.value.shape
+    if not plain[0] and (second is None or len(second) < 2):
+        return UNKNOWN
     if not all(plain[2:]):
         rank = len(weight.value.shape)
         if rank < 3 or other is None or len(other) != rank:

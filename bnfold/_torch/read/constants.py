@@ -6,10 +6,11 @@ weight norm, a reshaped scale, ``(running_var + eps).rsqrt()``. PyTorch itself e
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class Constant:
     ``sources`` are the names of all parameters and buffers whose values it is computed from:
     ``zeros_like(weight)`` has none. ``stored`` says that it is a parameter or buffer itself.
     ``torch_dtype`` is its stored type. Values that are not yet rounded to that type are float64.
+    ``exact`` gives those of a constant that is computed, where all is computed in float64.
     """
 
     name: str
@@ -40,11 +42,12 @@ class Constant:
     torch_dtype: torch.dtype
     sources: tuple[str, ...]
     stored: bool
+    exact: Load | None = None
 
     @cached_property
     def load(self) -> Callable[[], Array]:
-        """Read the values."""
-        return lambda: to_numpy(self.tensor())
+        """Read the values, rounded no more than those that are stored."""
+        return self.exact or (lambda: to_numpy(self.tensor()))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -83,6 +86,16 @@ class Constants:
         """Add a new parameter, with its float64 values and its value as the program holds it."""
         self._exact[name] = exact
         self._found[node] = self._parameter(name, value)
+
+    @cached_property
+    def _wide(self) -> Constants:
+        """The same constants, computed in float64 from the stored numbers."""
+        wide = copy.copy(self)
+        floats = {n: v for n, v in self._state.items() if getattr(v, "dtype", None) in DTYPES}
+        wide._exact = {**{n: partial(_widened, v) for n, v in floats.items()}, **self._exact}
+        wide._found = {}
+        wide._wide = wide
+        return wide
 
     def find(self, node: Node) -> Constant | Reason:
         """The constant of a node, or the reason why it is no constant."""
@@ -131,9 +144,18 @@ class Constants:
         names = tuple(
             dict.fromkeys(name for c in read if isinstance(c, Constant) for name in c.sources)
         )
-        return Constant(
-            node.name, lambda: result, tuple(result.shape), result.dtype, names, stored=False
-        )
+        exact = partial(self._exactly, node, result) if result.dtype in DTYPES else None
+        shape, dtype = tuple(result.shape), result.dtype
+        return Constant(node.name, lambda: result, shape, dtype, names, False, exact)
+
+    def _exactly(self, node: Node, result: Tensor) -> Array:
+        """What a node computes in float64; its ``result`` where that is not finite, or the code
+        asks for another type.
+        """
+        wide = self._wide.find(node) if self is not self._wide else None
+        if not isinstance(wide, Constant) or not bool(result.isfinite().all()):
+            return to_numpy(result)
+        return to_numpy(wide.tensor())
 
     def _parameter(self, name: str, value: Tensor) -> Constant:
         exact = self._exact.get(name)
@@ -156,6 +178,10 @@ class Constants:
         if not isinstance(result, Tensor):
             raise TypeError("it is no tensor")
         return result
+
+
+def _widened(tensor: Tensor) -> Array:
+    return to_numpy(tensor).astype(np.float64)
 
 
 def _computed(node: Node) -> Node:
