@@ -11,9 +11,10 @@ bnfold.run(path, output)          one model of many, in a process of its own; se
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own takes longer to import than all that a command begins with.
 if TYPE_CHECKING:
+    from typing import Any
+
     from bnfold._api import fold, plan, prove, refold, verify
     from bnfold._core.preprocessing import Preprocessing
     from bnfold._core.result import Fold, Kept, Plan

@@ -163,7 +163,7 @@ def printable(text: str, stream: TextIO) -> str:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        text = text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+        text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
     return text
 
 

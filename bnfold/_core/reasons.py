@@ -148,9 +148,10 @@ CODES: dict[str, Code] = {
     ),
     "constant-norm": Code(
         "The norm is computed from weights alone (weight standardization), so that it is no map of "
-        "data. Its result is stored where the operator that reads it takes in a scale, and this "
-        "one takes none in.",
-        "Compute the weight once, and store it in its place: in a Conv2d without the norm.",
+        "data. A program stores its result. Here it is in a module's own code, or the program puts "
+        "it out.",
+        "Give merge=True, which puts a Conv2d or Linear with the computed weight in the place of a "
+        "submodule, or fold after torch.export.",
     ),
     "unread-code": Code(
         "The norm is in code that an operator of an exported program calls (a branch, a part that "

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any
-
-from bnfold._core import sketch
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
@@ -20,6 +17,8 @@ def table(rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in HTML. Columns in which nothing stands are left out."""
+    from html import escape
+
     used = [k for k in range(len(header)) if any(row[k] for row in rows)]
     lines = [("th", header), *(("td", row) for row in rows)]
     body = (
@@ -39,6 +38,8 @@ _LONG = 80
 MERGES = ("merge in parallel", "merge in series")
 # What becomes of a map that another one is equal to.
 EQUAL = "drop as equal"
+# What becomes of a norm that computes a weight: its result is stored.
+STORES = "store the weight"
 # How the law begins by which a norm that stays is written as other operators.
 REWRITES = "write as "
 
@@ -49,7 +50,8 @@ class Fold:
 
     The operators that go are affine ones, or, if ``merges``, linear ones that become one with the
     other; if ``is_equal``, an affine one that computes what the other computes; if it ``rewrites``,
-    a norm, ``into`` itself, and maps behind it. ``nodes`` are the labels of those that go, in data
+    a norm, ``into`` itself, and maps behind it. A norm that computes a weight from weights alone
+    goes by the law "store the weight". ``nodes`` are the labels of those that go, in data
     order. ``into`` is the label of the operator that takes them in. If a chain of maps shrinks by
     composition alone, it is the first of the chain. ``laws`` are the moves. ``graph`` is "" for the
     main graph, else the path to a body or a local function; for an operator of a call that is
@@ -154,6 +156,8 @@ class Plan:
         """The same for notebooks, with a picture of the operators before and after, and all that
         stays but biases of linear operators.
         """
+        from html import escape
+
         said = "; ".join(fold_lines(self)) or "nothing to fold"
         parts = [f"<p>{escape(said)}</p>", self._picture()]
         if self.folds:
@@ -164,6 +168,8 @@ class Plan:
         return "".join(parts)
 
     def _picture(self) -> str:
+        from bnfold._core import sketch
+
         stays = {
             (k.graph, k.node): k.brief or k.message
             for k in self.kept

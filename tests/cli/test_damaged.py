@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import onnx
@@ -73,11 +74,13 @@ def test_no_folder_for_temporary_files(monkeypatch):
     def nowhere():
         raise FileNotFoundError(2, "no usable temporary directory")
 
-    monkeypatch.setattr(guard.tempfile, "TemporaryFile", nowhere)
+    monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)
     seen = []
     monkeypatch.setattr(guard, "_command", seen.append)
+    before = signal.getsignal(signal.SIGINT)
     guard.main()
     assert seen == [{}]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_process_that_raises(model):

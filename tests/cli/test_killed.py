@@ -100,6 +100,29 @@ def test_interrupted_while_it_is_imported(whom, name, model, tmp_path):
     assert tree(tmp_path) == before
 
 
+BEGINNING = """
+import os, signal, sys, time
+class Interrupted:
+    def find_spec(self, name, *more):
+        if name == "tempfile":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(20)
+sys.meta_path.insert(0, Interrupted())
+from bnfold._command.guard import main
+left = {"re", "typing", "contextlib", "tempfile", "click"} & set(sys.modules) - before
+print(*sorted(left), flush=True)
+main()
+"""
+
+
+def test_interrupted_ahead_of_all_imports(model, tmp_path):
+    """What ends it has to be there first, and takes no time to come: there is nothing else."""
+    script = "import sys\nbefore = set(sys.modules)\n" + BEGINNING
+    command = sys.executable, "-c", script
+    run = process(model, "-o", tmp_path / "o.onnx", command=command)
+    assert (run.code, run.out.strip(), run.err.strip()) == (130, "", "interrupted")
+
+
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 8, in {}\nKeyboardInterrupt\n'
 
 

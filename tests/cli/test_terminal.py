@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+
+from bnfold._command import terminal
 
 from .command import COMMAND, EAGER, PATIENCE_S, bnfold, environment, on_terminal, process
 
@@ -105,6 +108,11 @@ def test_an_encoding_without_arrows(encoding, model):
     run = process(model, "-v", env={"PYTHONIOENCODING": encoding})
     assert (run.code, run.err) == (0, "")
     assert "bn1 -> conv1" in run.out
+
+
+def test_names_that_an_encoding_lacks_can_still_be_told_apart():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    assert terminal.printable("模/é → 層/é", stream) == "\\u6a21/é -> \\u5c64/é"
 
 
 def test_a_reader_that_has_seen_enough(model):

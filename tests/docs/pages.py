@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOT_RUN = {
     "network": "it downloads or installs something",
     "server": "a CI server, a documentation server or PyPI runs it",
+    "once": "whoever has the repository types it once; tests/test_project.py does, in a copy",
     "own-ci": ".ci/run runs it, in a fresh environment",
     "long": "it takes minutes",
     "ultralytics": "ultralytics needs OpenCV and downloads its weights",

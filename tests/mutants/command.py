@@ -306,4 +306,11 @@ MUTANTS = (
         "pass",
         "tests/cli/test_killed.py::test_an_interrupt_that_python_drops_comes_again",
     ),
+    Mutant(
+        "an interrupt ahead of the fork shows a traceback",
+        "_command/guard.py",
+        "        signal.signal(signal.SIGINT, _leave)\n",
+        "        pass\n",
+        "tests/cli/test_killed.py::test_interrupted_ahead_of_all_imports",
+    ),
 )

@@ -6,6 +6,27 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a standardized weight is stored as it was before the norm",
+        "_torch/program/fold.py",
+        "node.replace_all_uses_with(self._draft.add_parameter(name, values, node)[0])",
+        "node.replace_all_uses_with(self._nodes[end.name].all_input_nodes[0])",
+        "tests/torch/test_standardized.py",
+    ),
+    Mutant(
+        "what is stored of a standardized weight stands behind its rounding to integers",
+        "_torch/read/standardized.py",
+        " and kind_of(user) not in ROUNDED",
+        "",
+        "tests/torch/test_standardized.py",
+    ),
+    Mutant(
+        "a computed weight is scaled as it was rounded before",
+        "_torch/read/constants.py",
+        "        return to_numpy(wide.tensor())\n",
+        "        return to_numpy(result)\n",
+        "tests/torch/test_standardized.py",
+    ),
+    Mutant(
         "one direction of a recurrent operator takes a map in",
         "_torch/read/linear.py",
         "range(0, each * directions, each)",
@@ -77,10 +98,10 @@ MUTANTS = (
     ),
     Mutant(
         "one reader that stores a weight speaks for the norm that makes it",
-        "_torch/read/graph.py",
-        "if fixed and all(user in gone",
-        "if fixed and any(user in gone",
-        "tests/torch/test_norms.py::test_a_norm_of_a_weight_that_stays_is_told",
+        "_torch/read/standardized.py",
+        "if node.users and not stays and",
+        "if len(stays) < len(node.users) and",
+        "tests/torch/test_norms.py::test_a_norm_of_a_weight_goes_whoever_reads_it",
     ),
     Mutant(
         "sizes that follow from values tell of no values",

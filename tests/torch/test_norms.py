@@ -309,16 +309,15 @@ class Standardized(nn.Module):
 
 
 @pytest.mark.parametrize(("convolutions", "normed"), [(1, 0), (1, 1), (2, 1), (2, 2)])
-def test_a_norm_of_a_weight_that_stays_is_told(convolutions, normed):
-    """It goes where all that read its weight take in a scale, as the weight is stored then."""
+def test_a_norm_of_a_weight_goes_whoever_reads_it(convolutions, normed):
+    """The weight is stored where all that read it take in a scale, and otherwise by itself."""
     x, net = rand(4, 4, 4, 4), ready(Standardized(convolutions, normed))
-    stays = ["constant-norm"] * (normed < convolutions)
+    stored = [("store the weight",)] * (normed < convolutions)
     given = torch.export.export(net, (x,))
     for each in (given, given.run_decompositions()):
         plan, folded = bnfold.plan(each), bnfold.fold(each)
-        assert [kept.code for kept in plan.kept] == stays
-        left = [str(n.target) for n in folded.graph.nodes if "batch_norm" in str(n.target)]
-        assert len(left) == len(stays)
+        assert not plan.kept and [f.laws for f in plan.folds if "store" in f.laws[0]] == stored
+        assert not [n for n in folded.graph.nodes if "batch_norm" in str(n.target)]
         for one, other in zip(net(x), folded.module()(x), strict=True):
             torch.testing.assert_close(one, other)
     module = [kept.code for kept in bnfold.plan(net, (x,)).kept]

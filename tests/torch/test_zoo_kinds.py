@@ -30,7 +30,7 @@ ROWS = {
     "one": (6, {"shared-output": 2}, {}, 0),
     "tokens": (4, {"shared-output": 2}, {}, 0),
     "ghost": (6, {"shared-output": 2}, None, 0),
-    "norm-free": (4, {"constant-norm": 3}, None, 3),
+    "norm-free": (4, {"constant-norm": 3}, {}, 0),
     "norms ahead": (5, {"shared-output": 2}, None, 1),
     "separable": (8, {"shared-output": 1}, None, 0),
     "local": (3, {"zero-padding": 2}, None, 0),

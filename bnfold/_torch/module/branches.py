@@ -1,7 +1,8 @@
 """Modules that are sums of branches, each to become one linear module.
 
 The branches are taken out as a program of their own, in float64. If folding it, by the same merges
-as any program, leaves one linear operator, a module with its weights stands for them.
+as any program, leaves one linear operator, a module with its weights stands for them. So it is with
+a linear operator whose weight the module's own code standardizes in each run.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from torch.export import ExportedProgram
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from bnfold._core.result import MERGES, Fold
+from bnfold._core.result import MERGES, STORES, Fold
 from bnfold._errors import UsageError
 from bnfold._merge.steps import Blocked, LinearForm, Mapped, Weighted, linear_form
 from bnfold._merge.stored import unfit
+from bnfold._plan.planner import Moves
 from bnfold._torch.module.ownership import Ownership
 from bnfold._torch.module.remainders import HERE, Remainders, Unsuited
 from bnfold._torch.module.stand_ins import HOOKS, OneLinear, Step, names
@@ -39,6 +41,7 @@ from bnfold._torch.read.nodes import (
     rank_of,
     sizes_in,
 )
+from bnfold._torch.read.standardized import Standardized
 from bnfold._torch.tensors import DTYPES, to_numpy
 
 _CONVOLUTIONS: Mapping[str, type[nn.Module]] = {
@@ -88,8 +91,22 @@ class Branches:
         return form.signs is not None or not isinstance(form.step, Blocked | None)
 
     def _joins(self, node: fx.Node) -> bool:
-        """Whether an operator is a sum of branches, or a map."""
-        return self._forms[node].signs is not None or isinstance(self._forms[node].step, Mapped)
+        """Whether an operator is a sum of branches, or a map, or reads a weight that is computed by
+        a norm.
+        """
+        form = self._forms[node]
+        mapped = isinstance(form.step, Mapped)
+        return form.signs is not None or mapped or node in self._standardized
+
+    @cached_property
+    def _standardized(self) -> Mapping[fx.Node, Sequence[fx.Node]]:
+        """The norms of weights alone, by the operators on data that read what they compute."""
+        found: dict[fx.Node, list[fx.Node]] = {}
+        weights = Standardized(self._graph, Moves((), {}, {}))
+        for norm, ends in weights.norms.items():
+            for reader in {user for end in ends or () for user in end.users}:
+                found.setdefault(reader, []).append(norm)
+        return found
 
     def find(self) -> tuple[Mapping[str, Block], Mapping[str, str]]:
         """The modules that become others, by path; and why others do not, in whose code there is a
@@ -261,7 +278,9 @@ class Branches:
         return export(fx.GraphModule(held, graph).eval(), (x,), None, (free_axes(example),))
 
     def _told(self, head: Sequence[fx.Node]) -> Fold:
-        """The plan's entry: all operators of the branches go into the largest of them."""
+        """The plan's entry: all operators of the branches go into the largest of them, with the
+        norms of its weight.
+        """
         seen = [self._graph.view.nodes[self._graph.numbers[node]] for node in head]
 
         def size(place: int) -> int:
@@ -270,9 +289,13 @@ class Branches:
             return sum(math.prod(s.weight_value.shape) for s in sites if s.weight_value is not None)
 
         lender = seen[max(range(len(seen)), key=size)]
-        gone = [each for each in seen if each is not lender]
+        norms = (norm for node in head for norm in self._standardized.get(node, ()))
+        numbers = [self._graph.numbers[norm] for norm in norms]
+        gone = [self._graph.view.nodes[number] for number in dict.fromkeys(numbers)]
+        law = MERGES[0] if len(seen) > 1 else STORES
+        gone += [each for each in seen if each is not lender]
         labels, kinds = (tuple(getattr(each, what) for each in gone) for what in ("label", "op"))
-        return Fold(labels, kinds, lender.label, (MERGES[0],), "")
+        return Fold(labels, kinds, lender.label, (law,), "")
 
 
 def _linear(program: ExportedProgram, node: fx.Node, dtype: torch.dtype, learns: bool) -> OneLinear:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -34,8 +34,9 @@ from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.program.merging import merge as merged
 from bnfold._torch.read.export import Calls, check, export, refuse_pruned, watched
-from bnfold._torch.read.graph import Graph, clashes, norms_of_weights, operators, read, written
+from bnfold._torch.read.graph import Graph, clashes, operators, read, written
 from bnfold._torch.read.nodes import inner_norms, kind_of
+from bnfold._torch.read.standardized import Standardized
 from bnfold._torch.tensors import to_numpy
 
 # How the types of linear operators begin that merge, and how many operators a message names.
@@ -207,16 +208,18 @@ def prepare_module(
     def told() -> Plan:
         count = Counter(node.op for node in view.nodes)
         plan = summarize([("", view, moves)], count, partial(written, graph))
-        weights = norms_of_weights(graph, moves)
-        plan = replace(plan, kept=(*plan.kept, *weights, *inner_norms(program)))
+        weights = Standardized(graph, moves)
+        plan = replace(plan, after=weights.without(plan.after))
+        stays = _of_weights(weights.kept(), apart if merge else None)
+        plan = replace(plan, kept=(*plan.kept, *stays, *inner_norms(program)))
         plan = replace(plan, folds=(*(b.fold for b in blocks.values()), *plan.folds), before=before)
         if example.made_up:
             return plan
         kinds = {node.label: node.op for node in view.nodes}
         merges = merged(program)
         found = [*_apart(merges.folds, kinds, apart if merge else None)]
-        stays = [kept_apart(each, "") for each in (*found, *(merges.stays if merge else ()))]
-        return replace(plan, kept=(*_with_program(plan, program), *stays))
+        linear = [kept_apart(each, "") for each in (*found, *(merges.stays if merge else ()))]
+        return replace(plan, kept=(*_with_program(plan, program), *linear))
 
     ways = other_ways(subject, graph, moves)
     return PlannedModule(module, traced, surgery, moves, told, found, ways, blocks)
@@ -257,6 +260,27 @@ def _blocks(
     return blocks, exact, apart
 
 
+def _of_weights(norms: Iterable[Kept], reasons: Mapping[str, str] | None) -> Iterator[Kept]:
+    """The norms of weights that stay, with what would store their results. For ``reasons`` see
+    `_apart`.
+    """
+    for kept in norms:
+        more = "bnfold.fold(exported_program) stores it"
+        if reasons is None:
+            more = (
+                "merge=True stores it where a submodule is one linear operator and an activation, "
+                "bnfold.fold(exported_program) anywhere"
+            )
+        homes = _homes(kept.node, reasons or {})
+        more += f"; {homes[0]} {(reasons or {})[homes[0]]}" if homes else ""
+        yield replace(kept, message=f"{kept.message}; {more}")
+
+
+def _homes(label: str, paths: Iterable[str]) -> list[str]:
+    """The modules among some paths to which an operator belongs."""
+    return [path for path in paths if label.startswith((f"{path}.", f"{path}:"))]
+
+
 def _apart(
     merges: Sequence[Fold], kinds: Mapping[str, str], reasons: Mapping[str, str] | None
 ) -> Iterator[Stays]:
@@ -276,7 +300,7 @@ def _apart(
             parts += linear.get(part, [])
         others = ", ".join(parts[:_NAMED]) or "what is added to it"
         others += f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
-        homes = [path for path in reasons or () if into.startswith((f"{path}.", f"{path}:"))]
+        homes = _homes(into, reasons or ())
         message = f"{into} could become one operator with {others}, which "
         if reasons is None:
             message += (

@@ -37,13 +37,14 @@ from bnfold._torch.program.merging import merge
 from bnfold._torch.program.parameters import ParameterWriter
 from bnfold._torch.program.untrusted import refuse_code
 from bnfold._torch.read.export import quiet
-from bnfold._torch.read.graph import Graph, clashes, norms_of_weights, operators, written
+from bnfold._torch.read.graph import Graph, clashes, operators, written
 from bnfold._torch.read.nodes import (
     inner_norms,
     is_tensor,
     kind_of,
     parts_of,
 )
+from bnfold._torch.read.standardized import Standardized
 from bnfold._torch.tensors import from_numpy
 
 # Operators whose numbers are part of their name, and those that are the same with any numbers.
@@ -79,12 +80,14 @@ class PlannedProgram:
             self._moves = without_norms(view, records, readings, self._moves, double=True)
         count = Counter(node.op for node in view.nodes)
         plan = summarize([("", view, self._moves)], count, partial(written, self._graph))
+        self._weights = weights = Standardized(self._graph, self._moves)
         self.plan: Plan = replace(
             plan,
-            folds=(*merges.folds, *plan.folds),
+            folds=(*merges.folds, *plan.folds, *weights.folds()),
+            after=weights.without(plan.after, whole=True),
             kept=(
                 *plan.kept,
-                *norms_of_weights(self._graph, self._moves),
+                *weights.kept(whole=True),
                 *inner_norms(program),
                 *(kept_apart(stays, "") for stays in merges.stays),
             ),
@@ -93,11 +96,12 @@ class PlannedProgram:
 
     def apply(self) -> ExportedProgram:
         """A new program with all moves carried out."""
-        return in_dialect_of(self._given, _DraftFolder(self._graph).write(self._moves))
+        folder = _DraftFolder(self._graph, self._weights)
+        return in_dialect_of(self._given, folder.write(self._moves))
 
     def apply_told(self) -> FoldedProgram:
         """A new program, and what was done, for who checks it."""
-        folder, merges = _DraftFolder(self._graph), self._merges
+        folder, merges = _DraftFolder(self._graph, self._weights), self._merges
         program = folder.write(self._moves)
         view = self._graph.view
         merged = Applied(
@@ -110,7 +114,7 @@ class PlannedProgram:
         folded = Applied(
             merges.program,
             program,
-            tuple(_steps(self._graph, self._moves, merges.made)),
+            tuple(_steps(self._graph, self._moves, {*merges.made, *self._weights.readers})),
             folder.standing(),
             {view.values[value].name: each for value, each in self._moves.relations.items()},
             merges.exact,
@@ -160,8 +164,9 @@ def load(path: Path, trust: bool = False) -> ExportedProgram:
 class _DraftFolder:
     """Writes moves into a draft of a program."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, weights: Standardized) -> None:
         self._read = graph
+        self._weights = weights
         self._draft = Draft(graph.program)
         self._nodes = dict(self._draft.nodes)
 
@@ -174,6 +179,9 @@ class _DraftFolder:
                 parameters.write(index, site, sides)
         for move in moves.moves:
             self._replace(move)
+        for end in self._weights.ends:
+            node, (name, values) = self._nodes[end.name], self._weights.value(end)
+            node.replace_all_uses_with(self._draft.add_parameter(name, values, node)[0])
         return self._draft.program()
 
     def standing(self) -> dict[str, str]:
@@ -311,8 +319,8 @@ def _example(node: Node) -> Tensor:
 
 def _steps(graph: Graph, moves: Moves, made: Collection[str]) -> Iterator[AppliedStep]:
     """The steps of moves: maps that give way, operators that take in only what was carried to them,
-    operators that were crossed, and those ``made`` by merges of which nothing but the rounding is
-    new.
+    operators that were crossed, and those ``made`` by merges, or that read a weight which is stored
+    now, of which nothing but the rounding is new.
     """
     view = graph.view
 

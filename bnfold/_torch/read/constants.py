@@ -6,10 +6,11 @@ weight norm, a reshaped scale, ``(running_var + eps).rsqrt()``. PyTorch itself e
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.fx import Node
 
 from bnfold._core.reasons import Reason
 from bnfold._merge.stored import Load
-from bnfold._torch.read.nodes import number_of, values_read
+from bnfold._torch.read.nodes import is_norm, kind_of, number_of, values_read
 from bnfold._torch.tensors import DTYPES, Array, from_numpy, to_numpy
 
 
@@ -32,6 +33,7 @@ class Constant:
     ``sources`` are the names of all parameters and buffers whose values it is computed from:
     ``zeros_like(weight)`` has none. ``stored`` says that it is a parameter or buffer itself.
     ``torch_dtype`` is its stored type. Values that are not yet rounded to that type are float64.
+    ``exact`` gives those of a constant that a norm computes, where all is computed in float64.
     """
 
     name: str
@@ -40,11 +42,12 @@ class Constant:
     torch_dtype: torch.dtype
     sources: tuple[str, ...]
     stored: bool
+    exact: Load | None = None
 
     @cached_property
     def load(self) -> Callable[[], Array]:
-        """Read the values."""
-        return lambda: to_numpy(self.tensor())
+        """Read the values, rounded no more than those that are stored."""
+        return self.exact or (lambda: to_numpy(self.tensor()))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -78,11 +81,21 @@ class Constants:
         self._exact = dict(exact)
         self._state: dict[str, Any] = {**program.state_dict, **program.constants}
         self._found: dict[Node, Constant | Reason] = {}
+        self._is_wide = False
 
     def add(self, node: Node, name: str, value: Tensor, exact: Load) -> None:
         """Add a new parameter, with its float64 values and its value as the program holds it."""
         self._exact[name] = exact
         self._found[node] = self._parameter(name, value)
+
+    @cached_property
+    def _wide(self) -> Constants:
+        """The same constants, computed in float64 from the stored numbers."""
+        wide = copy.copy(self)
+        floats = {n: v for n, v in self._state.items() if getattr(v, "dtype", None) in DTYPES}
+        wide._exact = {**{n: partial(_widened, v) for n, v in floats.items()}, **self._exact}
+        wide._found, wide._is_wide = {}, True
+        return wide
 
     def find(self, node: Node) -> Constant | Reason:
         """The constant of a node, or the reason why it is no constant."""
@@ -120,6 +133,7 @@ class Constants:
             or not constants
             or len(constants) != len(sources)
             or not isinstance(example, Tensor)
+            or (self._is_wide and _rounds(computed))
         ):
             return Reason("dynamic-weight", node.name, f"{node.name} is computed at run time")
         try:
@@ -131,9 +145,20 @@ class Constants:
         names = tuple(
             dict.fromkeys(name for c in read if isinstance(c, Constant) for name in c.sources)
         )
-        return Constant(
-            node.name, lambda: result, tuple(result.shape), result.dtype, names, stored=False
-        )
+        normed = is_norm(computed) or any(source.exact for source in constants)
+        shape, dtype = tuple(result.shape), result.dtype
+        wide = normed and dtype in DTYPES and not _rounds(computed)
+        exact = partial(self._exactly, node, result) if wide else None
+        return Constant(node.name, lambda: result, shape, dtype, names, False, exact)
+
+    def _exactly(self, node: Node, result: Tensor) -> Array:
+        """What a node computes in float64; its ``result`` where that is not finite, or the code
+        asks for another type.
+        """
+        wide = self._wide.find(node)
+        if not isinstance(wide, Constant) or not bool(result.isfinite().all()):
+            return to_numpy(result)
+        return to_numpy(wide.tensor())
 
     def _parameter(self, name: str, value: Tensor) -> Constant:
         exact = self._exact.get(name)
@@ -156,6 +181,16 @@ class Constants:
         if not isinstance(result, Tensor):
             raise TypeError("it is no tensor")
         return result
+
+
+def _rounds(node: Node) -> bool:
+    """Whether an operator rounds to integers, which has to be in the type of the numbers."""
+    kind = kind_of(node)
+    return "quant" in kind or kind in ("ceil", "floor", "round", "sign", "trunc")
+
+
+def _widened(tensor: Tensor) -> Array:
+    return to_numpy(tensor).astype(np.float64)
 
 
 def _computed(node: Node) -> Node:

@@ -20,7 +20,6 @@ from bnfold._core.operators.quantized import Quantization
 from bnfold._core.operators.record import UNKNOWN, Operator, Row, Unfixed, Unweighted
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
-from bnfold._core.result import Kept
 from bnfold._core.view import (
     OPAQUE,
     Absorber,
@@ -37,7 +36,7 @@ from bnfold._core.view import (
 from bnfold._merge.stored import Load
 from bnfold._plan.fit import standing_batch_norm
 from bnfold._plan.places import Standing
-from bnfold._plan.planner import Move, Moves
+from bnfold._plan.planner import Move
 from bnfold._torch.read import affine, crossed, linear, rearranged
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
@@ -82,7 +81,7 @@ _ROUNDING = (
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams dequantize dequantize_per_token "
     "fake_quant_per_channel fused_moving_avg_obs_fake_quant quantize_per_token"
 )
-_ROUNDED: dict[str, TorchRow] = dict.fromkeys(
+ROUNDED: dict[str, TorchRow] = dict.fromkeys(
     " ".join((DEQUANTIZERS, QUANTIZERS, FAKE, _ROUNDING)).split(), Row(_rounds)
 )
 
@@ -91,7 +90,7 @@ ROWS: dict[str, TorchRow] = {
     **crossed.ROWS,
     **linear.ROWS,
     **rearranged.ROWS,
-    **_ROUNDED,
+    **ROUNDED,
 }
 """How each operator of PyTorch is read, by its name."""
 
@@ -236,7 +235,7 @@ class _Values:
 def _translate(context: Context, node: fx.Node) -> Operator:
     """The record of a node. Of operators that are not PyTorch's own nothing is known."""
     space = getattr(node.target, "namespace", "")
-    rows = ROWS if space == "aten" else _ROUNDED if space in _SPACES else {}
+    rows = ROWS if space == "aten" else ROUNDED if space in _SPACES else {}
     row = rows.get(kind_of(node))
     if row is None and is_norm(node):
         return Unfixed(reason=foreign_norm(node, context.label(node)))
@@ -283,29 +282,6 @@ def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
         message = f"without {label}, {writer.name} would write into a tensor that is read elsewhere"
         found[number] = Reason("shared-output", label, message)
     return found
-
-
-def norms_of_weights(graph: Graph, moves: Moves) -> tuple[Kept, ...]:
-    """The norms of constants alone that are still there when the moves are made.
-
-    They are no maps, since no data pass them. One goes if whoever reads what it makes takes in a
-    scale, as the result is then stored, or goes itself.
-    """
-    sides = moves.sides.items()
-    changed = [i for i, s in sides if not (s.behind.keeps_scale and s.ahead.keeps_scale)]
-    gone = {graph.nodes[i] for i in (*changed, *(i for m in moves.moves for i in m.maps))}
-    found, is_constant = list[Kept](), graph.context.is_constant
-    for node in reversed(graph.nodes):
-        sources = node.all_input_nodes
-        fixed = is_constant(node) or (bool(sources) and all(map(is_constant, sources)))
-        if fixed and all(user in gone for user in node.users):
-            gone.add(node)
-        elif fixed and is_norm(node):
-            label = graph.view.nodes[graph.numbers[node]].label
-            message = f"{label} computes a weight, the same in every run: no data pass it"
-            why = Reason("constant-norm", label, message)
-            found.append(Kept(label, kind_of(node), why.code, label, message, why.advice, ""))
-    return tuple(reversed(found))
 
 
 def written(graph: Graph, view: View, move: Move, standing: Standing) -> Sequence[str]:
