@@ -34,8 +34,8 @@ class Report:
         model: the path that was given.
         name: what the index calls it: the path below the output folder, or the path that was given.
         status: how the work ended. Whatever is not "done" has no verdict, and wrote no model.
-        verdict: one of `Verdict`, "unchanged" if nothing folds and "skipped" if nothing was to be
-            verified; None where there is none.
+        verdict: "pass", "fail" or "inconclusive", "unchanged" if nothing folds and "skipped" if
+            nothing was to be verified; None where there is none.
         code: the exit code of the command for this model.
         message: what was wrong, in one line; "" where nothing was, or nothing is known.
         seconds: how long it took.

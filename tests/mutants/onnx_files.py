@@ -71,14 +71,14 @@ MUTANTS = (
     Mutant(
         "external weights written at the start of their file",
         "_onnx/files/external.py",
-        "file.seek(offset)\n                file.write(tensor.raw_data)",
-        "file.seek(0)\n                file.write(tensor.raw_data)",
+        "file.seek(offset)\n            file.write(data)\n            _externalize",
+        "file.seek(0)\n            file.write(data)\n            _externalize",
         "tests/test_external_data.py",
     ),
     Mutant(
         "any suffix will do for a model",
         "_onnx/files/text_forms.py",
-        "if _OTHERS.fullmatch(suffix):",
+        "if re.fullmatch(_OTHERS, suffix):",
         "if False:",
         "tests/cli/test_kinds.py",
     ),
@@ -139,6 +139,20 @@ MUTANTS = (
         "if held.data_location == TensorProto.EXTERNAL and not tensors.is_own(held):",
         "if held.data_location == TensorProto.EXTERNAL:",
         "tests/test_lean.py",
+    ),
+    Mutant(
+        "weights beside a model are all made before any is written",
+        "_onnx/write/constants.py",
+        "if held.data_type in tensors.PACKED:",
+        "if not tensors.is_own(held):",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "weights that are made while they are written go over bytes of others",
+        "_onnx/files/external.py",
+        "            if at in shared:",
+        "            if at in shared and number is None:",
+        "tests/test_external_data.py",
     ),
     Mutant(
         "weights are read from a file that has changed meanwhile",

@@ -10,17 +10,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
 from bnfold._onnx.files.lean import LARGEST, read_lean
+from bnfold._onnx.tensors import Array
 from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
@@ -149,7 +151,8 @@ def write_external(
         changed.setdefault(where[0], []).append((tensor, where))
     unchanged: dict[str, list[TensorProto]] = {}
     for tensor in tensors.all_tensors(model):
-        if tensor.data_location == TensorProto.EXTERNAL and not tensors.is_own(tensor):
+        stays = tensors.made_by(tensor) is None and not tensors.is_own(tensor)
+        if tensor.data_location == TensorProto.EXTERNAL and stays:
             location = tensors.external_location(tensor)[0]
             unchanged.setdefault(location, []).append(tensor)
     moved = False
@@ -165,7 +168,8 @@ def write_external(
         target = _free_location(location, destination, written)
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         copy_content(origin, folder / target)
-        _patch(folder / target, target, changed.get(location, []), unchanged.get(location, []))
+        pair = changed.get(location, []), unchanged.get(location, [])
+        _patch(folder / target, target, *pair, rewritten.made)
         if target != location:
             moved = True
             for tensor in unchanged.get(location, []):
@@ -179,12 +183,19 @@ def write_external(
     return moved, written
 
 
-def _patch(path: Path, target: str, changed: list[Relocated], unchanged: list[TensorProto]) -> None:
+def _patch(
+    path: Path,
+    target: str,
+    changed: list[Relocated],
+    unchanged: list[TensorProto],
+    made: Sequence[Callable[[], Array]],
+) -> None:
     """Overwrite changed tensors where they lie in the data file, and point to them again.
 
-    A tensor that lies on bytes of another one, changed or not, goes to the end of the file.
+    A tensor that lies on bytes of another one, changed or not, goes to the end of the file. Numbers
+    that are not made yet are ``made`` one tensor after the other.
     """
-    places = [(offset, offset + len(tensor.raw_data)) for tensor, (_, offset, _) in changed]
+    places = [(offset, offset + tensors.stored_bytes(tensor)) for tensor, (_, offset, _) in changed]
     for tensor in unchanged:
         _, offset, length = tensors.external_location(tensor)
         places.append(
@@ -193,12 +204,16 @@ def _patch(path: Path, target: str, changed: list[Relocated], unchanged: list[Te
     shared = _overlapping(places)
     with path.open("r+b") as file:
         for at, (tensor, (_, offset, _)) in enumerate(changed):
-            if at in shared:
-                _append(file, tensor, target)
+            number = tensors.made_by(tensor)
+            if number is None:
+                data = memoryview(tensor.raw_data)
             else:
-                file.seek(offset)
-                file.write(tensor.raw_data)
-                _externalize(tensor, target, offset, len(tensor.raw_data))
+                data = tensors.stored(made[number]()).reshape(-1).view(np.uint8).data
+            if at in shared:
+                offset = _end(file)
+            file.seek(offset)
+            file.write(data)
+            _externalize(tensor, target, offset, data.nbytes)
 
 
 def _overlapping(places: Sequence[tuple[int, int]]) -> set[int]:
@@ -218,12 +233,16 @@ def _overlapping(places: Sequence[tuple[int, int]]) -> set[int]:
 
 def _append(file: BinaryIO, tensor: TensorProto, location: str) -> None:
     """Write the data of a tensor to the end of a data file, and let it refer to them there."""
-    end = file.seek(0, os.SEEK_END)
-    offset = -(-end // 64) * 64
+    offset = _end(file)
     file.seek(offset)
     data = tensor.raw_data
     file.write(data)
     _externalize(tensor, location, offset, len(data))
+
+
+def _end(file: BinaryIO) -> int:
+    """Where data that follow a data file begin."""
+    return -(-file.seek(0, os.SEEK_END) // 64) * 64
 
 
 def _move_out(model: ModelProto, created: set[str], path: Path, location: str) -> None:
@@ -236,7 +255,8 @@ def _move_out(model: ModelProto, created: set[str], path: Path, location: str) -
 
 def _externalize(tensor: TensorProto, location: str, offset: int, length: int) -> None:
     """Let a tensor refer to its data in a data file."""
-    tensor.ClearField("raw_data")
+    for field in ("raw_data", "external_data"):
+        tensor.ClearField(field)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))

@@ -81,17 +81,21 @@ class Storing:
         """Give a constant of the main graph values that are made when the model is written.
 
         False, and nothing is done, where `put` would not rewrite it in place, or where its old
-        values do not lie in the model's own file. ``make`` gives the same values whenever it is
-        called: the old tensor can still be read.
+        values do not lie in a file. ``make`` gives the same values whenever it is called: the old
+        tensor can still be read.
         """
         held, main = old.stored, self._main
-        if not self._later or held is None or not tensors.is_own(held):
+        if not self._later or held is None or held.data_location != TensorProto.EXTERNAL:
+            return False
+        if held.data_type in tensors.PACKED:
             return False
         if scope.owner(old.name) is not main or held is not main.initializers.get(old.name):
             return False
         known = self._copies.get(self._likeness(scope, old, old.shape, dtype)[1])
         if known or not self._may_rewrite(scope, old, old.shape, dtype):
             return False
+        if not tensors.is_own(held):
+            self.relocated.append((held, tensors.external_location(held)))
         held.external_data.add(key=tensors.MADE, value=str(len(self.made)))
         self.made.append(make)
         return True
