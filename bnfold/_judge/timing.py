@@ -4,7 +4,8 @@ A ratio is that of the two times within a pair of samples, so that what slows do
 both. What is told is the median of these, and an interval that holds the true median with about
 95 %: by the order of the ratios, whatever their distribution, and no narrower than the medians of
 the pairs of sessions lie apart. A difference is told only where the clock and the processor's own
-time both show it.
+time both show it. The two times that are told are as far apart as the ratio says: medians of each
+by itself may be one of a busy and one of a quiet moment.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Timing:
     """How long both models take.
 
     Attributes:
-        before: median of the milliseconds that a run of the original takes.
-        after: that of the folded model.
+        before: the milliseconds that a run of the original takes, in a pair of typical length.
+        after: those of the folded model; ``before`` is ``clock.median`` times as many.
         clock: how many times as fast the folded model is by the clock.
         cpu: the same by the time of the processor.
         pairs: how many pairs of samples there are.
@@ -136,10 +137,13 @@ def timed(
 def of_samples(rounds: Sequence[Sequence[Sample]], threads: int, inputs: str = "") -> Timing:
     """The timing that samples give, apart for each pair of sessions."""
     samples = [sample for each in rounds for sample in each]
+    middle = _median([math.sqrt(sample.before * sample.after) for sample in samples]) * 1e3
+    clock = _ratio([[s.before / max(s.after, 1e-12) for s in each] for each in rounds])
+    apart = math.sqrt(max(clock.median, 1e-12))
     return Timing(
-        _median([sample.before for sample in samples]) * 1e3,
-        _median([sample.after for sample in samples]) * 1e3,
-        _ratio([[s.before / max(s.after, 1e-12) for s in each] for each in rounds]),
+        middle * apart,
+        middle / apart,
+        clock,
         _ratio([[s.cpu_before / max(s.cpu_after, 1e-12) for s in each] for each in rounds]),
         len(samples),
         threads,

@@ -44,6 +44,12 @@ FLOATS = frozenset(
     (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
 )
 
+_RAW: dict[int, np.dtype[Any]] = {
+    TensorProto.FLOAT: np.dtype("<f4"),
+    TensorProto.DOUBLE: np.dtype("<f8"),
+}
+"""Types whose raw bytes are numbers of NumPy."""
+
 
 def width(kind: int) -> int:
     """The bits of a stored number of an element type; 0 for texts, and for a type not known."""
@@ -75,15 +81,15 @@ def read(tensor: TensorProto, base_dir: Path | None) -> Array:
         if scratch.is_watched() and not is_own(tensor):
             return mapped(tensor, base_dir)
         return _read_external(tensor, base_dir)
-    if tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE) and tensor.HasField("raw_data"):
-        dtype = np.dtype("<f4" if tensor.data_type == TensorProto.FLOAT else "<f8")
-        data = tensor.raw_data
-        if len(data) != math.prod(tensor.dims) * dtype.itemsize:
+    dtype = _RAW.get(tensor.data_type)
+    if dtype is not None and tensor.HasField("raw_data"):
+        data, shape = tensor.raw_data, tensor.dims[:]
+        if len(data) != math.prod(shape) * dtype.itemsize:
             raise UsageError(
-                f"tensor {tensor.name!r} holds {len(data)} bytes, its shape "
-                f"{list(tensor.dims)} needs {math.prod(tensor.dims) * dtype.itemsize}"
+                f"tensor {tensor.name!r} holds {len(data)} bytes, its shape {shape} needs "
+                f"{math.prod(shape) * dtype.itemsize}"
             )
-        return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+        return np.frombuffer(data, dtype).reshape(tuple(shape))
     try:
         return np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError) as error:
@@ -165,7 +171,7 @@ def data_type(dtype: np.dtype[Any]) -> int:
     return int(helper.np_dtype_to_tensor_dtype(dtype))
 
 
-_BYTES = re.compile(r"[0-9]{1,18}")
+_BYTES = r"[0-9]{1,18}"
 """A number of bytes that a file can have."""
 
 
@@ -182,7 +188,7 @@ def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
     numbers = {}
     for key in ("offset", "length"):
         text = entries.get(key)
-        if text is not None and not _BYTES.fullmatch(text):
+        if text is not None and not re.fullmatch(_BYTES, text):
             shown = text if len(text) <= 40 else f"{text[:40]}…"
             raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {shown!r}")
         numbers[key] = int(text) if text is not None else None

@@ -152,7 +152,9 @@ def _norm(side: Side, scope: Scope, plain: Core) -> Core | None:
         scale, shift = (values, None) if place == 1 else (None, values)
         steps.append(Step(scale, shift, weight.unit / 2, weight.unit))
         names[place] = ""
-    return Core(node, names, plain.given, steps=steps)
+    while not names[-1]:  # A β that is left out is 0.
+        names.pop()
+    return Core(node, names, plain.given[: len(names)], steps=steps)
 
 
 def _biased(side: Side, scope: Scope, plain: Core) -> Core | None:

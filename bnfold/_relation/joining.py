@@ -8,6 +8,7 @@ the row of the block counting most (ONNX SpaceToDepth-13).
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 
 from onnx import NodeProto, helper
@@ -43,7 +44,7 @@ class Joining(Turning):
             else self._cut_of(scope, node, joined)
         )
         parts = None if taken is None else _whole(joined, taken)
-        if not parts:
+        if not parts or not self.found.table.affords(len(parts)):
             return False
         if len(parts) == 1:
             self.give(scope, node.output[0], parts[0])
@@ -105,6 +106,8 @@ class Joining(Turning):
                 return
             sizes.append(size)
             parts.append(value)
+        if sum(sizes) > LAST:
+            return
         joined = Joined(axis, rank, tuple(sizes), tuple(parts))
         self.found.table.joins.setdefault(own.base, joined)
 
@@ -137,16 +140,19 @@ class Joining(Turning):
 
 def _whole(joined: Joined, taken: Sequence[int]) -> list[Expression] | None:
     """The parts that some numbers of the axis are, one behind the other; None for others."""
-    starts = list(itertools.accumulate(joined.sizes, initial=0))
+    starts = itertools.accumulate(joined.sizes[:-1], initial=0)
+    numbers = {start: number for number, start in enumerate(starts)}
     parts: list[Expression] = []
     place = 0
     while place < len(taken):
         first = taken[place]
-        if first not in starts[:-1]:
+        number = numbers.get(first)
+        if number is None:
             return None
-        number = starts.index(first)
         size = joined.sizes[number]
-        if list(taken[place : place + size]) != list(range(first, first + size)):
+        found, whole = taken[place : place + size], range(first, first + size)
+        same = found == whole if isinstance(found, range) else all(map(operator.eq, found, whole))
+        if len(found) < size or not same:
             return None
         parts.append(joined.parts[number])
         place += size

@@ -285,14 +285,16 @@ class Moving(Tensors):
         """The axis and the parts of a Concat, those of a Concat that it reads among them.
 
         What is put together along one axis in several steps is put together at once. None for
-        another operator.
+        another operator, and where the table does not afford that.
         """
         rank = self.side.rank(scope, node.output[0])
         axis = attributes(node).get("axis") if type_of(node) == "Concat" else None
         if rank is None or axis is None or not -rank <= axis < rank:
             return None
-        each = (roots.parts_of(self.found.table, part, axis % rank) for part in data)
-        return axis % rank, tuple(itertools.chain.from_iterable(each))
+        parts = [roots.parts_of(self.found.table, part, axis % rank) for part in data]
+        if not self.found.table.affords(sum(len(each) for each in parts if len(each) > 1)):
+            return None
+        return axis % rank, tuple(itertools.chain.from_iterable(parts))
 
     def _cut(self, scope: Scope, node: NodeProto, data: Expression) -> bool:
         """As `moved`, for a Slice: ranges of other axes may be taken in any order."""

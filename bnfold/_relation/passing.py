@@ -76,7 +76,7 @@ LAWS: dict[str, Callable[[Call], Pair | list[Pair] | None]] = {
     "DepthToSpace": pointwise.uniform,
     "Div": pointwise.multiplied,
     "Erf": pointwise.odd,
-    "Expand": pointwise.uniform,
+    "Expand": rearranging.expanded,
     "Flatten": rearranging.rearranged,
     "Gather": rearranging.picked,
     "GlobalAveragePool": windows.of_positions,

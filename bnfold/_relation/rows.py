@@ -79,8 +79,8 @@ class Layout:
 def layout_of(parts: Sequence[Part]) -> Layout:
     """Where each weight of several operators stands in a common row."""
     places = {place: 0 for linear, _, _ in parts for place in linear.places}
-    for number, place in enumerate(sorted(places)):
-        places[place] = number
+    if len(places) > 1:
+        places = {place: number for number, place in enumerate(sorted(places))}
     if len({(p[0].group, p[0].columns) for p in parts}) == 1:
         return Layout(parts[0][0].columns, places, False)
     channels = {p[0].group * p[0].columns for p in parts}
@@ -156,7 +156,7 @@ def filled(
         if len(parts) == 1 and not layout.is_dense and len(parts[0][0].places) == shape[2]:
             ((linear, factor, error),) = parts
             at = [layout.places[place] for place in linear.places]
-            if at == sorted(at):
+            if len(at) == 1 or at == sorted(at):
                 total, slack = _scaled(linear, factor, error, block, reader)
                 values.append(total.reshape(len(block), -1))
                 allowed.append(slack.reshape(len(block), -1))

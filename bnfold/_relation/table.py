@@ -35,6 +35,8 @@ RANDOM = frozenset((*DRAWING, "Dropout"))
 """Two of them put out other numbers, whatever they read."""
 _NOTES = ("roots", "cuts", "turns", "chains", "joins", "nots", "clips", "widened")
 """What a table holds of bases besides how they are made."""
+_PARTS = 1 << 16
+"""So many parts of Concats are written out once more, at most, each time that a file is walked."""
 OWN = "\0torch"
 """The domain of PyTorch's operators that have no other name; no file has it."""
 
@@ -109,6 +111,8 @@ class Table:
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
             what the data are.
+        parts_left: how many parts of a Concat may yet be written out in the place of a Concat that
+            reads it, or takes parts of it. A file of N of these may ask for N².
         noted: what the first file alone has noted of bases; None until it has been walked.
     """
 
@@ -129,6 +133,7 @@ class Table:
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)
+    parts_left: int = _PARTS
     noted: dict[str, dict[Any, Any]] | None = None
 
     def reset(self) -> None:
@@ -136,6 +141,7 @@ class Table:
 
         Where it is not the first one, what it notes may be wrong: no other output may rest on it.
         """
+        self.parts_left = _PARTS
         if self.noted is None:
             self.noted = {name: dict(getattr(self, name)) for name in _NOTES}
         for name, notes in self.noted.items():
@@ -144,6 +150,13 @@ class Table:
             known.is_used = False
         for held in itertools.chain.from_iterable(self.sums.values()):
             held.is_used = False
+
+    def affords(self, count: int) -> bool:
+        """Whether so many parts of a Concat may be written out; they are counted."""
+        if count > self.parts_left:
+            return False
+        self.parts_left -= count
+        return True
 
     def fresh(self, kind: int) -> int:
         """A new base, whose numbers have an element type; 0 if that is not known."""

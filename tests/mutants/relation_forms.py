@@ -156,8 +156,8 @@ MUTANTS = (
     Mutant(
         "what begins as a part does is that part",
         "_relation/joining.py",
-        "if list(taken[place : place + size]) != list(range(first, first + size)):",
-        "if len(taken) < place + size:",
+        "if len(found) < size or not same:",
+        "if len(found) < size:",
         JOINING,
     ),
     Mutant(

@@ -9,6 +9,55 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "rows whose scales are one but for rounding have each its own",
+        "_relation/relations.py",
+        "if not np.any(same):",
+        "if False:",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "scales that differ beyond rounding are one number",
+        "_relation/relations.py",
+        "_leveled(factor, error, np.minimum(error, _MOST) * np.abs(factor))",
+        "_leveled(factor, error, 1e-3 * np.abs(factor))",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "rows whose shifts are one but for rounding have each its own",
+        "_relation/relations.py",
+        "shift, mass = _leveled(shift, mass, off)",
+        "pass",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "shifts that differ beyond rounding are one number",
+        "_relation/relations.py",
+        "shift, mass = _leveled(shift, mass, off)",
+        "shift, mass = _leveled(shift, mass, off + 1e-3)",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "a bound moves no further than its own rounding",
+        "_relation/pointwise.py",
+        " + slip\n",
+        "\n",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "a sum of n shifts is one shift",
+        "_relation/windows.py",
+        "math.prod(counts) * _kept(call, one.shift, axes, rank)",
+        "_kept(call, one.shift, axes, rank)",
+        "tests/relation/test_laws.py",
+    ),
+    Mutant(
+        "a window beyond the data counts no place there",
+        "_relation/windows.py",
+        'plain = plain and not given.get("ceil_mode", 0)',
+        "plain = plain and True",
+        "tests/relation/test_laws.py",
+    ),
+    Mutant(
         "an infinite factor makes all weights one",
         "_relation/linear.py",
         "if not math.isfinite(alpha) or not math.isfinite(beta):",

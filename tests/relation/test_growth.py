@@ -9,6 +9,7 @@ import pytest
 
 from bnfold._relation import amounts
 from bnfold._relation.sizes import Sizes
+from bnfold._relation.table import Table
 
 from ..graphs import model, op
 from .pairs import ints, proof
@@ -58,6 +59,40 @@ def test_sizes_that_grow_at_each_step_take_a_name(of):
 def test_sizes_too_long_to_be_written_out_are_told_apart(steps):
     """Behind the first few steps they are names alone."""
     assert proof(squared(steps), squared(steps + 1)).status != "proved"
+
+
+def chained(count):
+    """A Concat of a Concat, over and over, and a Slice of each."""
+    nodes, data = [], "x"
+    for k in range(count):
+        nodes += [op("Concat", f"{data} x", f"c{k}", axis=0), op("Slice", f"c{k} one far", f"s{k}")]
+        data = f"c{k}"
+    outputs = [op("Concat", " ".join(f"s{k}" for k in range(count)), "y", axis=0)]
+    return made(*nodes, *outputs, x=(2, 3), one=ints(2), far=ints(9**9))
+
+
+def test_parts_of_a_concat_are_written_out_so_many_times_alone():
+    """Of this file each time that they are read they would be some ten million."""
+    for count in (4, 300):
+        one = chained(count)
+        assert proof(one, one).status == "proved"
+    held = Table()
+    assert held.affords(held.parts_left)
+    assert not held.affords(1)
+    held.reset()
+    assert held.affords(1)
+
+
+def test_numbers_of_a_long_axis_are_not_written_out():
+    """A part of a billion of them is a part; an index tells where it begins alone."""
+    parts = [op("Relu", "x", "r"), op("Concat", "r x", "c", axis=0)]
+    taken = op("Slice", "c none many", "y")
+    held = {"none": ints(0), "many": ints(10**9)}
+    one = made(*parts, taken, x=(10**9, 1), **held)
+    assert proof(one, made(op("Relu", "x", "y"), x=(10**9, 1))).status == "proved"
+    gathered = made(*parts, op("Gather", "c none", "y", axis=0), x=(10**9, 1), **held)
+    assert proof(gathered, gathered).status == "proved"
+    assert proof(gathered, one).status != "proved"
 
 
 def long(*names):

@@ -27,8 +27,6 @@ def declare(inferred: ModelProto, skeleton: GraphProto, overridable: Collection[
     """
     graph = inferred.graph
     known = known_shapes(graph)
-    sizes = {name: tuple(dim.dim_value for dim in own.shape.dim) for name, own in known.items()}
-    sizes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     hinted = {value.name: value for value in skeleton.value_info}
     following = Following(graph, known, overridable)
     behind = Behind(inferred, known, following.found, overridable)
@@ -43,7 +41,7 @@ def declare(inferred: ModelProto, skeleton: GraphProto, overridable: Collection[
         following.follow(node)
         if len(node.input) < 2 or not node.output:
             continue
-        hint = _hint(node, known, sizes, stored, following.found)
+        hint = _hint(node, known, stored, following.found)
         name = node.output[0]
         earlier = hinted.get(name)
         before = earlier.type.tensor_type if earlier is not None else None
@@ -59,7 +57,6 @@ def declare(inferred: ModelProto, skeleton: GraphProto, overridable: Collection[
 def _hint(
     node: NodeProto,
     known: Mapping[str, Tensor],
-    sizes: Mapping[str, tuple[int, ...]],
     stored: Mapping[str, TensorProto],
     numbers: Mapping[str, Numbers],
 ) -> Tensor | None:
@@ -74,7 +71,7 @@ def _hint(
     if kind in ("Einsum", "com.microsoft::FusedMatMul"):
         found = [known.get(name) or of_stored(stored.get(name)) for name in node.input[:2]]
         return _of_product(node, *found)
-    return _of_batch_norm(node, known, sizes) if kind == "BatchNormalization" else None
+    return _of_batch_norm(node, known, stored) if kind == "BatchNormalization" else None
 
 
 def _joined(own: Tensor, told: Tensor) -> Tensor:
@@ -212,13 +209,15 @@ def _set(dim: TensorShapeProto.Dimension, size: Size) -> None:
 
 
 def _of_batch_norm(
-    node: NodeProto, known: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]]
+    node: NodeProto, known: Mapping[str, Tensor], stored: Mapping[str, TensorProto]
 ) -> Tensor | None:
     """The shape of a BatchNormalization's output: as many channels as its scale has elements."""
-    own, scale = known.get(node.output[0]), sizes.get(node.input[1], ())
-    if own is None or len(own.shape.dim) < 2 or len(scale) != 1 or scale[0] < 1:
+    own = known.get(node.output[0])
+    if own is None or len(own.shape.dim) < 2 or own.shape.dim[1].dim_value > 0:
         return None
-    if own.shape.dim[1].dim_value > 0:
+    tensor = of_stored(stored.get(node.input[1])) or known.get(node.input[1])
+    scale = () if tensor is None else tuple(dim.dim_value for dim in tensor.shape.dim)
+    if len(scale) != 1 or scale[0] < 1:
         return None
     hint = TypeProto.Tensor()
     hint.CopyFrom(own)

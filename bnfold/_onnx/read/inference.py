@@ -178,6 +178,8 @@ def _hide_long(graph: GraphProto, told: GraphProto) -> None:
     for node, twin in zip(graph.node, told.node, strict=True):
         for (_, body), (_, body_told) in zip(bodies(node), bodies(twin), strict=True):
             _hide_long(body, body_told)
+        if not long:
+            continue
         followed = node.domain in ("", "ai.onnx") and node.op_type in _FOLLOWED
         if followed and not long.isdisjoint((*node.input, *node.output)):
             node.domain = _HIDDEN
@@ -200,6 +202,8 @@ def _shown(found: ModelProto, skeleton: ModelProto) -> ModelProto:
 def _show(graph: GraphProto, skeleton: GraphProto) -> None:
     for node, origin in zip(graph.node, skeleton.node, strict=True):
         node.domain = origin.domain
+        if not node.attribute:
+            continue
         for (_, body), (_, body_origin) in zip(bodies(node), bodies(origin), strict=True):
             _show(body, body_origin)
 

@@ -70,6 +70,8 @@ class Scope:
 
     def owner(self, name: str) -> Scope | None:
         """The innermost graph, from here outwards, that defines a name."""
+        if name in self.producers or name in self.initializers:  # Most are, and are asked often.
+            return self
         scope: Scope | None = self
         while scope is not None and not scope.defines(name):
             scope = scope.parent

@@ -295,10 +295,12 @@ def _collect(
         for value in (*inferred.input, *inferred.output, *inferred.value_info):
             _note(value, path, known)
         for tensor in inferred.initializer:
-            key, sizes = (path, tensor.name), tuple(tensor.dims)
+            key, sizes = (path, tensor.name), tuple(tensor.dims[:])
             known.types[key], known.shapes[key] = tensor.data_type, sizes
             known.symbols[key] = sizes
     for node, twin in zip(original.node, inferred.node, strict=True):
+        if not node.attribute:
+            continue
         for (_, body), (_, body_twin) in zip(bodies(node), bodies(twin), strict=False):
             _collect(body, body_twin, graphs, known)
 
@@ -310,8 +312,12 @@ def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
     if tensor.elem_type:  # Where inference does not know it, operators may tell it.
         known.types[key] = tensor.elem_type
     if tensor.HasField("shape"):
-        dims = list(tensor.shape.dim)
+        dims = tensor.shape.dim[:]
         sizes = [dim.dim_value for dim in dims]
+        if min(sizes, default=1) > 0:
+            whole = tuple(sizes)
+            known.shapes[key], known.symbols[key] = whole, whole
+            return
         known.shapes[key] = tuple(size if size > 0 else None for size in sizes)
         if not all(sizes):  # A size that is not said reads as 0, too.
             told = enumerate(dims)
