@@ -168,11 +168,11 @@ def test_the_size_that_is_told_is_no_less_than_the_size_that_is_made(name):
             made += 1
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(growth, "LARGEST", size)
-                growth.refuse_huge(node, inputs)  # what fits is made
+                growth.refuse_huge(node, inputs, 0)  # what fits is made
                 patch.setattr(growth, "LARGEST", 0)
                 if size > sum(v.size for v in inputs if v is not None):
                     with pytest.raises(ValueError, match="it would have"):
-                        growth.refuse_huge(node, inputs)
+                        growth.refuse_huge(node, inputs, 0)
     assert made
 
 
@@ -186,3 +186,45 @@ def test_what_is_no_larger_than_its_parts_is_made_whatever_its_size(monkeypatch)
         weights={"raw": rand(3, 3, 3, 4), "q": rand(3, 3)},
     )
     folds(m, Conv=1)
+
+
+@pytest.mark.parametrize("chain", ["Concat", "Identity", "Neg"])
+def test_a_concat_of_one_tensor_over_and_over_is_not_made(chain, monkeypatch):
+    """Each is no larger than what it reads, and twelve of eight inputs are 2³⁶ numbers."""
+    monkeypatch.setattr(growth, "LARGEST", 1 << 12)
+    largest = []
+
+    def counted(node, *rest):
+        largest.append(evaluate(node, *rest))
+        assert largest[-1].size <= 1 << 12
+        return largest[-1]
+
+    monkeypatch.setattr(reading, "evaluate", counted)
+    steps, source = [], "one"
+    for n in range(12):
+        copies = [source] * 8 if chain == "Concat" else [f"{source}_{k}" for k in range(8)]
+        if chain != "Concat":
+            steps += [op(chain, source, copy) for copy in copies]
+        source = f"k{n}"
+        steps.append(op("Concat", " ".join(copies), source, axis=0))
+    m = model(
+        *steps,
+        op("ReduceMean", source, "r", keepdims=0),
+        conv(*CONV),
+        op("Mul", "c r", "y"),
+        weights={"one": rand(1)},
+    )
+    assert "y_mul" not in {k.node for k in bnfold.plan(m).folds}
+
+
+def test_a_concat_of_what_the_file_stores_is_made_whatever_its_size(monkeypatch):
+    """Each tensor once: two halves of a weight, and no weight beside itself."""
+    monkeypatch.setattr(growth, "LARGEST", 4)
+    for parts, folded in (("a b", True), ("a a", False)):
+        m = model(
+            op("Concat", parts, "w", axis=0),
+            op("Conv", "x w", "c"),
+            const("Mul", "c", "y", rand(4, 1, 1)),
+            weights={"a": rand(2, 3, 3, 3), "b": rand(2, 3, 3, 3)},
+        )
+        assert bool(bnfold.plan(m).folds) == folded
