@@ -37,7 +37,8 @@ _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", OWN)
 _FAITHFUL = frozenset(
     (
         *("Celu", "Elu", "Erf", "Exp", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu"),
-        *("Selu", "Sigmoid", "Softplus", "Softsign", "Tanh"),
+        *("Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "AveragePool", "Clip", "MaxPool"),
+        *("GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "LogSoftmax", "Mul", "Softmax"),
     )
 )
 """Operators that put out something else for data that are scaled or shifted otherwise."""

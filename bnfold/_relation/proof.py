@@ -343,4 +343,4 @@ def _is_refuted(problem: Problem, table: Table, results: Sequence[Expression]) -
     start = dict(problem.showing(bounds))
     if OUTPUT in start:
         return start[OUTPUT] is not None
-    return comes_out(bounds, start, results)
+    return comes_out(bounds, start, results, problem.kind == "map")

@@ -9,6 +9,20 @@ _STRANGE = "tests/cli/test_strange_folders.py"
 
 MUTANTS = (
     Mutant(
+        "several at once that are not compared get threads for it",
+        "_command/registry.py",
+        'named.isdisjoint(("--threads", "--no-verify"))',
+        'named.isdisjoint(("--threads",))',
+        f"{_TESTS}/test_registry.py::test_several_at_once_that_are_not_compared",
+    ),
+    Mutant(
+        "a wildcard leads into a file",
+        "_registry/finding.py",
+        "for place in filter(Path.is_dir, places):",
+        "for place in places:",
+        f"{_TESTS}/test_registry.py::test_patterns_lists_and_files",
+    ),
+    Mutant(
         "external data that changed is as it was",
         "_registry/fingerprint.py",
         "        for location in sorted(data_files(path)):\n",
