@@ -50,7 +50,7 @@ class Case:
         with tempfile.TemporaryFile() as log:
             start = time.perf_counter()
             process = subprocess.Popen(
-                self.command, stdout=log, stderr=subprocess.STDOUT, env=_installed_as(output.parent)
+                self.command, stdout=log, stderr=subprocess.STDOUT, env=installed_as(output.parent)
             )
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - start
@@ -67,7 +67,7 @@ class Case:
             self.megabytes.append(usage.ru_maxrss * unit / 1e6)
 
 
-def _installed_as(folder: Path) -> dict[str, str]:
+def installed_as(folder: Path) -> dict[str, str]:
     """An environment in which modules are compiled once, in the round that does not count."""
     own = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return {**own, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}

@@ -2,12 +2,13 @@
 
 That is to load both in onnxruntime and to run each once on every input set, on the very inputs that
 the verification draws. First as anyone would type it: the command, next to a script that does that
-and no more, both from the start of the process to its end. Then within one process, without what
-imports take: with onnxruntime's own options, and without optimizations and packed weights, which
-loads fastest and is what a reference has to do. Beside them stands what no verification of this
-kind can do without: the original, run as it is, with rounding and with planted errors; the folded
-model; and the folded model as it is deployed. All are done in turn, and a ratio is the median of
-the ratios of the rounds::
+and no more, both from the start of the process to its end, by the clock and in time of the
+processor; modules are compiled before, as `pip install` leaves them. Then within one process,
+without what imports take: with onnxruntime's own options, and without optimizations and packed
+weights, which loads fastest and is what a reference has to do. Beside them stands what a
+verification takes that does not begin with a proof: the original, run as it is, with rounding and
+with planted errors; the folded model; and the folded model as it is deployed.
+All are done in turn, and a ratio is the median of the ratios of the rounds::
 
     python benchmarks/verification.py
     python benchmarks/verification.py ppocrv5 resnet --rounds 9
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
@@ -29,7 +31,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from catalogue import Model, chosen
-from command import bnfold_command
+from command import bnfold_command, installed_as
 
 import bnfold
 from bnfold._run.drawing import InputSource
@@ -81,14 +83,21 @@ for model in models:
 """Loads two models and runs each on every set of an .npz file, and does nothing else."""
 
 
-def taken(command: list[str]) -> float:
-    """Seconds from the start of a process to its end."""
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
-    if done.returncode not in (0, INCONCLUSIVE):
-        raise RuntimeError(f"exit code {done.returncode}: {done.stderr or done.stdout}")
-    return seconds
+def taken(command: list[str], folder: Path) -> tuple[float, float]:
+    """Seconds from the start of a process to its end, and those of the processor."""
+    with tempfile.TemporaryFile() as log:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=installed_as(folder)
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode not in (0, INCONCLUSIVE):
+            log.seek(0)
+            text = log.read().decode(errors="replace").strip()
+            raise RuntimeError(f"exit code {process.returncode}: {text}")
+    return seconds, usage.ru_utime + usage.ru_stime
 
 
 def plain(paths: tuple[Path, Path], sets: list[InputSet], optimized: bool) -> float:
@@ -141,16 +150,19 @@ def measure(model: Model, rounds: int) -> str:
         np.savez(samples, allow_pickle=False, **arrays)
         typed = [*bnfold_command(), "verify", *map(str, paths)]
         script = [sys.executable, "-c", SCRIPT, *map(str, paths), str(samples)]
-        processes = []
+        by_clock, of_processor = [], []
         for turn in range(rounds + 1):
-            pair = taken(script), taken(typed)
-            processes += [pair] if turn else []  # the first fills caches
+            pair = taken(script, Path(folder)), taken(typed, Path(folder))
+            if turn:  # the first fills caches
+                (least, spent), (whole, used) = pair
+                by_clock.append((least, whole))
+                of_processor.append((spent, used))
         verified(paths)
         within = []
         for _ in range(rounds):
             floors = plain(paths, sets, True), plain(paths, sets, False), bare(paths, sets)
             within.append((*floors, verified(paths)))
-    return f"{model.name:<22}{_cells(processes)}{_cells(within)}"
+    return f"{model.name:<22}{_cells(by_clock)}{_cells(of_processor)}{_cells(within)}"
 
 
 def _cells(rows: Sequence[tuple[float, ...]]) -> str:
@@ -173,7 +185,7 @@ def main() -> None:
         models = chosen(arguments.names)
     except ValueError as error:
         parser.error(str(error))
-    floors = {"command": ["script"], "verify": ["usual", "least", "bare"]}
+    floors = {"command": ["script"], "processor": ["script"], "verify": ["usual", "least", "bare"]}
     heads = [
         f"{what:>10}" + "".join(f"{floor:>10}{'ratio':>7}" for floor in of)
         for what, of in floors.items()

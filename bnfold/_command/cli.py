@@ -335,7 +335,7 @@ def verify(
         code = show_proof(original, folded, *given)
         pages.tell(page, form, quiet)
         return code
-    from bnfold._judge.end_to_end import compare_files
+    from bnfold._judge.two_files import compare_files
     from bnfold._report.text import comparison_document, json_text
     from bnfold._run.session import hush
 

@@ -18,19 +18,19 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bnfold._errors import UsageError
 from bnfold._system import paths
+from bnfold._system.records import record
 
 _FILE = "pyproject.toml"
 _OF_TRUST = ("trust", "follow-links", "ops-library")
 """Options that a file cannot give: it may come with the model."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Project:
     """The table of a project: the path of its file, and its values by key."""
 
@@ -88,7 +88,7 @@ def _table(path: Path) -> Mapping[str, Any] | None:
     return table
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Kind:
     """A kind of option: its name, the check of a TOML value, and its conversion."""
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any
-
-from bnfold._core import sketch
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
@@ -20,6 +17,8 @@ def table(rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in HTML. Columns in which nothing stands are left out."""
+    from html import escape
+
     used = [k for k in range(len(header)) if any(row[k] for row in rows)]
     lines = [("th", header), *(("td", row) for row in rows)]
     body = (
@@ -157,6 +156,8 @@ class Plan:
         """The same for notebooks, with a picture of the operators before and after, and all that
         stays but biases of linear operators.
         """
+        from html import escape
+
         said = "; ".join(fold_lines(self)) or "nothing to fold"
         parts = [f"<p>{escape(said)}</p>", self._picture()]
         if self.folds:
@@ -167,6 +168,8 @@ class Plan:
         return "".join(parts)
 
     def _picture(self) -> str:
+        from bnfold._core import sketch
+
         stays = {
             (k.graph, k.node): k.brief or k.message
             for k in self.kept

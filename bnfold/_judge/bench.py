@@ -7,20 +7,21 @@ There are two benches: one for ONNX files (`onnx_bench`), one for modules and pr
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from bnfold._judge.settings import Settings
 from bnfold._judge.ties import Choice
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Bounds
-from bnfold._run.input_sets import InputSet
+from bnfold._run.input_sets import InputSet, Port
 from bnfold._run.noise import Array
 from bnfold._run.perturbable_model import PerturbableModel
 from bnfold._run.source import Source, Tap
+from bnfold._system.records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Pair:
     """Two files, the weights of the original, and the names of the weights to plant errors in.
 
@@ -61,7 +62,7 @@ class NotLoadedError(EarlyVerdict):
         self.why = why
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Terms:
     """How a comparison is made.
 
@@ -84,7 +85,7 @@ class Terms:
     still: bool = False
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class OriginalRun:
     """One input set, and the outputs of the original on it."""
 
@@ -92,7 +93,7 @@ class OriginalRun:
     outputs: Sequence[Any]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Trial:
     """One input set, and the outputs of both models on it."""
 
@@ -110,6 +111,27 @@ class SaturatedOutput(NamedTuple):
 
     output: str
     function: str
+
+
+def agree(what: str, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
+    """Raise `EarlyVerdict` with "fail" unless the inputs, or outputs, of both models agree."""
+    names, others = [port.name for port in left], [port.name for port in right]
+    if names != others:
+        lost, new = sorted({*names} - {*others}), sorted({*others} - {*names})
+        text = f"lost {lost[:4]}, new {new[:4]}" if lost or new else "in another order"
+        raise EarlyVerdict("fail", f"the folded model's {what}s are not the same: {text}")
+    for port, other in zip(left, right, strict=True):
+        if port.type != other.type:
+            raise EarlyVerdict("fail", f"{what} {port.name} is {port.type} and {other.type}")
+        if what == "input" and _sizes(port) != _sizes(other):
+            raise EarlyVerdict(
+                "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
+            )
+
+
+def _sizes(port: Port) -> list[int | None]:
+    """The sizes of a port; None for a free size, whatever its name."""
+    return [size if isinstance(size, int) else None for size in port.shape]
 
 
 class Bench(Protocol):

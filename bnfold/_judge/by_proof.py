@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -26,6 +26,7 @@ from bnfold._run.bounds import Bounds
 from bnfold._run.ports import alike_in_ports, renamed
 from bnfold._run.providers import CPU
 from bnfold._system import memory
+from bnfold._system.records import record
 
 SECONDS = 120.0
 """A proof takes no longer; and with --timeout no more than half of what is left."""
@@ -36,7 +37,7 @@ _NONE: Mapping[str, ModelProto] = {}
 _SEEN_TO_DIFFER = (Cause.DIFFERS_AHEAD, Cause.DIFFERS_AT)
 
 
-@dataclass
+@record
 class _Watch:
     """Ends a proof that takes too long, or too much memory."""
 
@@ -71,7 +72,7 @@ def proof_of(
         return None
     (one, one_dir), (other, other_dir) = original, folded
     if not alike_in_ports(one, other) and renamed(one, other) is None:
-        why = "the files have other inputs or outputs, or these in another order"
+        why = "the two files differ in their inputs or outputs, or in the order of these"
         return Proof("not proved", "", why)
 
     def proved(watch: Callable[[], None]) -> Proof:

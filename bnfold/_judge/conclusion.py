@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from bnfold._judge.untaken_branches import IfBranch
@@ -17,6 +16,7 @@ from bnfold._judge.verdict import (
     combined,
     overall,
 )
+from bnfold._system.records import record
 
 USUAL = 0.01
 """The size of a planted error where weights are of single or double precision."""
@@ -26,7 +26,7 @@ HALF = (
 )
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Evidence:
     """What the stages of a comparison found.
 

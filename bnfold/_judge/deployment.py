@@ -21,6 +21,7 @@ from bnfold._judge.comparison import Comparison, allowed
 from bnfold._judge.difference import is_float, step
 from bnfold._judge.measurement import draw_more
 from bnfold._judge.onnx_bench import OnnxBench
+from bnfold._judge.tolerance import DEPLOYED
 from bnfold._judge.verdict import ProviderCheck
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.input_sets import InputSet, Port
@@ -28,9 +29,6 @@ from bnfold._run.providers import CPU, Provider, ran_on
 from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime
 from bnfold._run.source import Source
 from bnfold._system import memory, scratch
-
-FACTOR = 10.0
-"""How many times the tolerance a runtime may move an output. Its kernels sum in other orders."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Deployment:
             state = "on" if optimized else "off"
             what = f"{OnnxRuntime.runtime} on {provider.name} with its optimizations {state}"
             what += " gives something else for"
-            if worst.excess > FACTOR * usual.excess:
+            if worst.excess > DEPLOYED * usual.excess:
                 note = (
                     f"{what} the folded model ({worst.said}) and not for the original; on the CPU "
                     "with them off both agree: a bug of onnxruntime that the original does not "
@@ -136,7 +134,7 @@ class Deployment:
                     for port, left, right, tolerance in rows:
                         if tolerance is None or not is_float(left):
                             continue
-                        gap, allowed = step(left, right), FACTOR * tolerance
+                        gap, allowed = step(left, right), DEPLOYED * tolerance
                         if gap is None:
                             if np.shape(left) != np.shape(right):
                                 continue
@@ -213,7 +211,7 @@ def _by_steps(
         replace(
             each,
             tolerances=[
-                None if given is None else max(given, STEPS / FACTOR * moved.get((k, n), 0.0))
+                None if given is None else max(given, STEPS / DEPLOYED * moved.get((k, n), 0.0))
                 for n, given in enumerate(each.tolerances)
             ],
         )

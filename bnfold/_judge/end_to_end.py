@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import onnx
-
 from bnfold._judge import by_proof
 from bnfold._judge.ahead import judged_ahead
 from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Pair, Terms
@@ -27,32 +25,21 @@ from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
-from bnfold._judge.half_weights import seen_in_weights
 from bnfold._judge.location import first_difference
 from bnfold._judge.onnx_bench import OnnxBench
-from bnfold._judge.other_pairings import drawing_alike, other_pairings, paired_otherwise
 from bnfold._judge.power import RestingFold, best_shown
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._judge.timing import not_timed, timed
 from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
-from bnfold._onnx.files.external import external_files, runnable, size_on_disk, unchanged
-from bnfold._onnx.files.load import in_binary, load_model, understood
-from bnfold._onnx.front.prepending import behind
-from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._relation.proof import Proof
 from bnfold._run.bounds import Bounds, Exhausted
-from bnfold._run.drawing import refuse_inapplicable
-from bnfold._run.draws import FixedDraws, ways_to_draw
-from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
-from bnfold._run.perturbable import find_weights, plantable_weights, stores_anew
-from bnfold._run.ports import Renamed, renamed, renamed_by_type
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
-from bnfold._run.source import Edit, Parsed, Source
+from bnfold._run.source import Source
 
 
 def compare(
@@ -150,108 +137,6 @@ def _compared(
             return result
 
     return decided(bench, terms, judge)
-
-
-def compare_files(
-    original: Path,
-    folded: Path,
-    inputs: Sequence[InputSet] | None,
-    settings: Settings,
-    progress: Callable[[str], None] | None = None,
-) -> EndToEnd:
-    """Judge whether two files are the same function, on given inputs or drawn ones.
-
-    The original is taken behind the preprocessing of the settings. Raises
-    `UsageError` for models or inputs that cannot be read.
-    """
-    links = settings.follow_links
-    with (
-        behind(original, settings.preprocessing, links) as first,
-        in_binary(folded, links) as second,
-    ):
-        return _compare_binaries(original, first, second, inputs, settings, progress)
-
-
-def _compare_binaries(
-    name: Path,
-    original: Path,
-    folded: Path,
-    inputs: Sequence[InputSet] | None,
-    settings: Settings,
-    progress: Callable[[str], None] | None,
-) -> EndToEnd:
-    """See `compare_files`; ``name`` is what users call the original."""
-    other = load_model(folded, lean=True, follow_links=settings.follow_links)
-    theirs, right_parsed = external_files(other), Parsed(other)
-    model = load_model(original, lean=True, follow_links=settings.follow_links)
-    left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
-    refuse_inapplicable(model, inputs, settings.wanted)
-    ours, left_parsed = external_files(model), Parsed(model)
-    bounds = Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
-    if progress is not None:
-        progress("proving")
-    size = size_on_disk(original, model) + size_on_disk(folded, other)
-    sides = (model, original.parent), (other, folded.parent)
-    proof = by_proof.proof_of(*sides, size, settings, bounds)
-    by_position, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
-    by_type = renamed_by_type(model, other) if by_position is None else None
-    with understood(model, name):
-        hoisted = hoist(model)
-        anew = stores_anew(model, other, (original.parent, folded.parent))
-        weights = find_weights(model, original.parent, as_stored=anew)
-        touched = plantable_weights(model, weights)
-    del model, other, sides
-    with (
-        unchanged(original, ours),
-        unchanged(folded, theirs),
-        runnable(original, ours) as left,
-        runnable(folded, theirs) as right,
-    ):
-        first = Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits)
-        second = Source(right, parsed=right_parsed, edits=right_edits)
-
-        def sources(pairing: Renamed | None, draws: FixedDraws | None) -> tuple[Source, Source]:
-            named = [pairing] if pairing is not None else []
-            alike = (FixedDraws(draws.seed), draws) if draws is not None else ()
-            return (
-                replace(first, edits=(*left_edits, *alike[:1])),
-                replace(second, edits=(*right_edits, *named, *alike[1:])),
-            )
-
-        def judged(pairing: Renamed | None, draws: FixedDraws | None) -> EndToEnd:
-            return compare(
-                *sources(pairing, draws),
-                parameters=weights.values,
-                touched=touched,
-                inputs=inputs,
-                settings=settings,
-                bounds=bounds,
-                progress=progress,
-                notes=[each.told() for each in (pairing, draws) if each is not None],
-                proof=proof if pairing is by_position else None,
-            )
-
-        result, chosen = drawing_alike(partial(judged, by_position), draws)
-        if result.status != "fail":
-            return seen_in_weights(result, (left, right), (left_edits, right_edits), bounds)
-        allowed, known = by_position or by_type, by_position is not None
-        if allowed is None:
-            return result
-        others = partial(
-            other_pairings, sources(None, chosen), allowed, known, inputs, settings, bounds
-        )
-        return paired_otherwise(result, others, lambda other: judged(other, chosen))
-
-
-def _frozen(model: onnx.ModelProto, settings: Settings) -> tuple[Edit, ...]:
-    """Take the initializers that are listed as inputs for fixed, if a user said so, in place.
-
-    Gives the edits that do the same to the file.
-    """
-    if not settings.frozen or not listed(model):
-        return ()
-    freeze(model)
-    return (freeze,)
 
 
 def decided(bench: Bench, terms: Terms, judge: Callable[[], EndToEnd]) -> EndToEnd:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -18,6 +18,7 @@ from bnfold._judge.bench import (
     SaturatedOutput,
     Terms,
     Trial,
+    agree,
 )
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
@@ -29,10 +30,12 @@ from bnfold._run.input_sets import InputSet, Port, named, refuse_unfit
 from bnfold._run.nodes import always_empty, random_values, reached
 from bnfold._run.onnx_model import OnnxModel
 from bnfold._run.quantizers import rounds
-from bnfold._run.reference import Reference
 from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime
 from bnfold._run.source import Source, Tap, saturations
 from bnfold._system import memory
+
+if TYPE_CHECKING:
+    from bnfold._run.reference import Reference
 
 _MOST_TOLD = 3
 
@@ -118,16 +121,14 @@ class OnnxBench:
     def run_original(self) -> tuple[OriginalRun, ...]:
         """Load the original and run it; see `Bench.run_original`."""
         model = self._read()
-        self._rounds = rounds(model)
-        self.branches = list(branches_with_weights(model))
-        self.random = random_values(model)
-        self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), self._executor)
+        self.look_at(model)
+        self._folded = BackgroundLoad(self.open_folded, self._executor)
         self._terms.progress("running the original")
         drawn = self._inputs is None or bool(self.pair.filled)
         drawing = self._drawing(model) if drawn else None  # before it is changed
         original = self._original = self._open_original(model)
         if self.engine is not OnnxRuntime:
-            self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), None)
+            self._folded = BackgroundLoad(self.open_folded, None)
         del model
         if isinstance(drawing, UndrawableError):
             raise EarlyVerdict("inconclusive", f"{drawing}; pass real inputs") from drawing
@@ -145,13 +146,19 @@ class OnnxBench:
         self.unmoved = varying - reached(original.graph, original.weights.keys())
         return tuple(seen)
 
+    def look_at(self, model: onnx.ModelProto) -> None:
+        """Note what decides how the original is compared, ahead of its first run."""
+        self._rounds = rounds(model)
+        self.branches = list(branches_with_weights(model))
+        self.random = random_values(model)
+
     def run_folded(self, seen: Sequence[OriginalRun]) -> tuple[Trial, ...]:
         """See `Bench.run_folded`."""
         original = self.original
         try:
             folded = self._folded.get()
-            _agree("input", original.inputs, folded.inputs)
-            _agree("output", original.outputs, folded.outputs)
+            agree("input", original.inputs, folded.inputs)
+            agree("output", original.outputs, folded.outputs)
             return tuple(Trial(s.inputs, s.outputs, folded.run(s.inputs.feeds)) for s in seen)
         except EngineError as error:
             raise EarlyVerdict("fail", f"the folded model does not run: {error}") from error
@@ -238,6 +245,10 @@ class OnnxBench:
         """A session of the engine that runs both models."""
         return self.engine(source.content(), source.folder, bounds=self._terms.bounds)
 
+    def open_folded(self) -> OnnxRuntime | Reference:
+        """The folded model in a session, as it is compared with the original."""
+        return self.load(self.pair.folded)
+
     def _choices(self) -> tuple[dict[str, Choice], dict[str, Choice]]:
         ours, theirs = (
             choices(side.proto().graph) for side in (self.pair.original, self.pair.folded)
@@ -289,6 +300,8 @@ class OnnxBench:
                 text = f"the original does not load: {error}"
                 raise NotLoadedError(str(error), text) from error
             missing = str(error)
+        from bnfold._run.reference import Reference
+
         self.engine = Reference
         try:
             opened = self._opened(self.pair.original.structure())
@@ -360,27 +373,6 @@ def _first_that_runs(
         except EngineError as error:
             reasons.append(str(error))
     return None, reasons[0] if reasons else ""
-
-
-def _agree(what: str, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
-    """Raise `EarlyVerdict` with "fail" unless the inputs, or outputs, of both models agree."""
-    names, others = [port.name for port in left], [port.name for port in right]
-    if names != others:
-        lost, new = sorted({*names} - {*others}), sorted({*others} - {*names})
-        text = f"lost {lost[:4]}, new {new[:4]}" if lost or new else "in another order"
-        raise EarlyVerdict("fail", f"the folded model's {what}s are not the same: {text}")
-    for port, other in zip(left, right, strict=True):
-        if port.type != other.type:
-            raise EarlyVerdict("fail", f"{what} {port.name} is {port.type} and {other.type}")
-        if what == "input" and _sizes(port) != _sizes(other):
-            raise EarlyVerdict(
-                "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
-            )
-
-
-def _sizes(port: Port) -> list[int | None]:
-    """The sizes of a port; None for a free size, whatever its name."""
-    return [size if isinstance(size, int) else None for size in port.shape]
 
 
 def _parsed(source: Source, what: str, verdict: Status) -> onnx.ModelProto:

@@ -7,18 +7,17 @@ sorted into groups by their largest value, and rounding is measured in each grou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from bnfold._judge.difference import is_float, magnitude
 from bnfold._run.noise import Array
+from bnfold._system.records import record
 
 SPAN = 64.0
 """About how many times as large as in the next group the values of a group are."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SizeGroups:
     """Groups of slices of an array.
 
@@ -47,7 +46,8 @@ class SizeGroups:
             return cls(np.array([magnitude(array)]))
         steps = np.zeros(len(peaks), int)
         steps[filled] = np.log2(peaks.max() / peaks[filled]) // np.log2(SPAN)
-        kept, groups = np.unique(steps, return_inverse=True)
+        kept = np.array(sorted(set(steps.tolist())))  # np.unique imports masked arrays
+        groups = np.searchsorted(kept, steps)
         sizes = np.array([peaks[steps == step].max() for step in kept])
         return cls(sizes, axis, groups)
 

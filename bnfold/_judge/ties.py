@@ -7,20 +7,19 @@ original's numbers at the two indices have to be equal up to rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx
 from onnx import helper
 
 from bnfold._run.noise import Array
+from bnfold._system.records import record
 
 _CHOOSING = {"ArgMax": 0, "ArgMin": 0, "TopK": 1}
 # Operators that change neither the elements nor their order.
 _KEEPING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Choice:
     """Where the indices of an output come from: a tensor, and the axis that is searched.
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 FACTOR = 3.0
 """How many times its own rounding noise a fold may move an output."""
+DEPLOYED = 10.0
+"""How many times the tolerance a runtime may move an output. Its kernels sum in other orders."""
 DRAWS = 1
 """Noise draws for every comparison."""
 MORE_DRAWS = 18
@@ -136,7 +138,7 @@ class Tolerance:
     def measure(self, at: tuple[int, int], expected: Array, found: Array) -> Measured:
         """Compare two outputs without a mismatch; measure their difference by the tolerance."""
         if not is_float(expected):
-            return _worst(np.array([distance(expected, found)]), np.zeros(1))
+            return worst(np.array([distance(expected, found)]), np.zeros(1))
         return self.measure_differences(at, expected, gaps(expected, found))
 
     def measure_differences(self, at: tuple[int, int], expected: Array, apart: Array) -> Measured:
@@ -149,11 +151,11 @@ class Tolerance:
             allowances = self.fixed.atol + self.fixed.rtol * sizes
             if not apart.size:
                 return Measured(0.0, self.fixed.atol, 0.0)
-            return _worst(apart.reshape(-1), allowances.reshape(-1))
+            return worst(apart.reshape(-1), allowances.reshape(-1))
         measured = self.sensitivity is not None and at[1] not in self.unmoved
         groups = self.sensitivity.groups.get(at) if self.sensitivity and measured else None
         peaks = np.array([apart.max(initial=0.0)]) if groups is None else groups.peaks(apart)
-        return _worst(peaks, self.allowances(at, expected))
+        return worst(peaks, self.allowances(at, expected))
 
     def jumps(self, at: tuple[int, int]) -> bool:
         """Whether rounding alone changes an output's shape, its NaN or its integers."""
@@ -192,7 +194,7 @@ def ratios_to_allowed(differences: Array, allowances: Array) -> Array:
         return np.where(differences > 0, differences / allowances, 0.0)
 
 
-def _worst(differences: Array, allowances: Array) -> Measured:
+def worst(differences: Array, allowances: Array) -> Measured:
     ratios = ratios_to_allowed(differences, allowances)
     worst = int(np.argmax(ratios))
     if not ratios[worst]:  # nothing differs: the usual tolerance is that of the largest values

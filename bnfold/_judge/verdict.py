@@ -6,17 +6,15 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-from bnfold._core import sketch
-from bnfold._core.result import counted, html_table
+from bnfold._core.result import counted
 from bnfold._judge.difference import Spread
 from bnfold._judge.proof_text import proof_lines
-from bnfold._judge.timing import Timing
 from bnfold._run.flavours import FLAVOURS
 
 if TYPE_CHECKING:
+    from bnfold._judge.timing import Timing
     from bnfold._relation.proof import Proof
 
 Status = Literal["pass", "fail", "inconclusive"]
@@ -254,6 +252,11 @@ class EndToEnd:
 
     def _repr_html_(self) -> str:
         """The same for notebooks, with every check, and how far outputs and layers are off."""
+        from html import escape
+
+        from bnfold._core import sketch
+        from bnfold._core.result import html_table
+
         header = ("output", "inputs", "verdict", "difference", "tolerance", "note")
         rows = [
             (c.output, c.inputs, c.status, _number(c.difference), _number(c.tolerance), c.note)

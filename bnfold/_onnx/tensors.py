@@ -171,7 +171,7 @@ def data_type(dtype: np.dtype[Any]) -> int:
     return int(helper.np_dtype_to_tensor_dtype(dtype))
 
 
-_BYTES = re.compile(r"[0-9]{1,18}")
+_BYTES = r"[0-9]{1,18}"
 """A number of bytes that a file can have."""
 
 
@@ -188,7 +188,7 @@ def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
     numbers = {}
     for key in ("offset", "length"):
         text = entries.get(key)
-        if text is not None and not _BYTES.fullmatch(text):
+        if text is not None and not re.fullmatch(_BYTES, text):
             shown = text if len(text) <= 40 else f"{text[:40]}…"
             raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {shown!r}")
         numbers[key] = int(text) if text is not None else None

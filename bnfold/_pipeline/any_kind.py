@@ -166,7 +166,7 @@ def compare_models(
     options: ModuleOptions,
 ) -> EndToEnd:
     """The verdict on whether two models are the same function; see `bnfold.verify`."""
-    from bnfold._judge.end_to_end import compare_files
+    from bnfold._judge.two_files import compare_files
     from bnfold._run.input_sets import InputSet, load_inputs
 
     original, folded = (program_of(model, settings.trust) for model in (original, folded))

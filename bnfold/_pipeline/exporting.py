@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bnfold._errors import first_line
-from bnfold._judge.end_to_end import compare_files
 from bnfold._judge.settings import Settings
+from bnfold._judge.two_files import compare_files
 from bnfold._judge.verdict import EndToEnd
 from bnfold._run.nodes import reached
 from bnfold._run.torch_model import Call

@@ -99,7 +99,7 @@ def objection(
     It may if that is proved; or else, with ``verify``, if the comparison passes. A proof that no
     comparison can confirm holds; a comparison that fails objects to a proof.
     """
-    from bnfold._judge.end_to_end import compare_files
+    from bnfold._judge.two_files import compare_files
     from bnfold._judge.verdict import located
 
     proof = prove_models(first, second, frozen=settings.frozen, follow_links=True)

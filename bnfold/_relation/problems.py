@@ -10,6 +10,7 @@ import numpy as np
 from bnfold._relation.bounds import Bounds
 from bnfold._relation.liveness import Effect
 from bnfold._relation.relations import Related
+from bnfold._system.records import record
 
 SURE = 4
 """Weights that are apart by so many times what rounding explains are no rounding."""
@@ -19,7 +20,7 @@ Showing = Callable[[Bounds], Mapping[int, Effect]]
 """What differs of which bases, as far as a difference is sure to show there."""
 
 
-@dataclass(frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Problem:
     """A place where the two files are not seen to agree.
 
@@ -49,7 +50,7 @@ class Blamed(Exception):
         self.by = Blame(by, is_sure)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Blame:
     """Who reads a relation that is not the identity, and whether that is sure to show."""
 

@@ -200,7 +200,12 @@ def _ratios(one: Double, other: Double, _: Double) -> Double:
         found = np.where(below != 0, above / np.where(below == 0, 1.0, below), np.nan)
     empty = np.isnan(found).all(axis=1)
     found[empty] = 1.0
-    return np.asarray(np.nanmedian(found, axis=1))
+    found.sort(
+        axis=1
+    )  # NaN comes last. NumPy's own median of the others imports its masked arrays.
+    last = (~np.isnan(found)).sum(axis=1, keepdims=True) - 1
+    middle = [np.take_along_axis(found, at, axis=1)[:, 0] for at in (last // 2, (last + 1) // 2)]
+    return np.asarray((middle[0] + middle[1]) / 2)
 
 
 def _solve_each(first: Expression, second: Expression) -> Related | Difference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def junit(suites: Sequence[Suite]) -> str:
         root.append(_suite(suite))
     ElementTree.indent(root)
     written: bytes = ElementTree.tostring(root, encoding="us-ascii", xml_declaration=True)
-    return escapes.COMMANDS.sub("&#35;#", written.decode("ascii"))
+    return re.sub(escapes.COMMANDS, "&#35;#", written.decode("ascii"))
 
 
 def _suite(found: Suite) -> ElementTree.Element:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 
-_UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Patterns are compiled where they are used: most runs use few of them.
+_UNWRITABLE = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 """What XML 1.0 has no way to write."""
-COMMANDS = re.compile(r"##(?=\w*\[)")
+COMMANDS = r"##(?=\w*\[)"
 """Where a CI server sees a command, wherever that stands in a line: ``##[…]``, ``##vso[…]``."""
-_FIRST = re.compile(r"(\s*):(?=:)")
+_FIRST = r"(\s*):(?=:)"
 """How a line begins that is a workflow command of GitHub Actions."""
-_MEANING = re.compile(r"[\\`*_\[\]<>&|~$:@#]|(?<=www)\.", re.IGNORECASE)
+_MEANING = r"(?i:[\\`*_\[\]<>&|~$:@#]|(?<=www)\.)"
 """Characters that mean something in Markdown, or make a link, a mention or a reference."""
 
 
@@ -34,15 +35,15 @@ def said(line: str) -> str:
 
     Sources: GitHub Actions and its runner, workflow commands; Azure Pipelines, logging commands.
     """
-    begun = _FIRST.match(line)
+    begun = re.match(_FIRST, line)
     if begun:
         line = f"{begun[1]}\\x3a{line[begun.end() :]}"
-    return COMMANDS.sub(r"#\\x23", line)
+    return re.sub(COMMANDS, r"#\\x23", line)
 
 
 def xml(text: str) -> str:
     """A visible text without the characters that XML cannot hold."""
-    return _UNWRITABLE.sub("�", visible(text))
+    return re.sub(_UNWRITABLE, "�", visible(text))
 
 
 def command_message(text: str) -> str:
@@ -60,4 +61,4 @@ def cell(text: str) -> str:
 
     Source: GitHub Flavored Markdown, backslash escapes and autolinks; ``$`` begins a formula.
     """
-    return " ".join(_MEANING.sub(r"\\\g<0>", visible(text)).split())
+    return " ".join(re.sub(_MEANING, r"\\\g<0>", visible(text)).split())

@@ -21,11 +21,11 @@ VERDICTS: dict[str, Style] = {"pass": "good", "fail": "bad", "inconclusive": "op
 NARROWEST = 40
 """Terminals that are narrower are taken for as wide as this."""
 _HANG = 2
-_PART = re.compile(r"[^/;,]*[/;,]+|[^/;,]+")
+_PART = r"[^/;,]*[/;,]+|[^/;,]+"
 """The parts of a path or a name, each with the mark at its end."""
-_WORDS = re.compile(r"-\w (?:'[^']*'\S*|\S+)|'[^']*'\S*|\S+")
+_WORDS = r"-\w (?:'[^']*'\S*|\S+)|'[^']*'\S*|\S+"
 """The words of a command; an option stays beside its value."""
-_SMALLER = re.compile(r"[^._:-]*[._:-]+|[^._:-]+")
+_SMALLER = r"[^._:-]*[._:-]+|[^._:-]+"
 
 
 class Line(str):
@@ -79,7 +79,7 @@ def wrapped(line: str, text: str, width: int) -> list[str]:
 
 def _command(line: str, text: str, width: int) -> list[str]:
     """The lines of a command that can be copied: no word of it is broken."""
-    words = _WORDS.findall(text)
+    words = re.findall(_WORDS, text)
     if cells("    " + max(words, key=cells)) + 2 > width:
         return [line.or_else if isinstance(line, Line) else text]
     lines = [""]
@@ -105,12 +105,12 @@ def _pieces(text: str, room: int) -> Iterator[tuple[str, bool]]:
             glued = True
 
 
-def _split(word: str, room: int, marks: tuple[re.Pattern[str], ...]) -> Iterator[str]:
+def _split(word: str, room: int, marks: tuple[str, ...]) -> Iterator[str]:
     """Yield the parts of a word, each no wider than the room."""
     if cells(word) <= room:
         yield word
     elif marks:
-        for part in marks[0].findall(word):
+        for part in re.findall(marks[0], word):
             yield from _split(part, room, marks[1:])
     else:
         half = (room - 1) // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
     No CI server takes what stands in it for a command.
     """
     text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=False)
-    text = COMMANDS.sub(r"\\u0023#", text)
+    text = re.sub(COMMANDS, r"\\u0023#", text)
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 

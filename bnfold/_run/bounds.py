@@ -7,18 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bnfold._system import time_limit
+from bnfold._system.records import record
 
 
 class Exhausted(Exception):
     """The comparison has no more time or no more memory; the text says which."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Bounds:
     """The threads, the time and the libraries of operators that a comparison may use.
 

@@ -8,7 +8,6 @@ where it draws more than that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -20,6 +19,7 @@ from bnfold._onnx.read.scopes import opset_of
 from bnfold._run.dropouts import training
 from bnfold._run.nodes import RANDOM, subgraphs
 from bnfold._run.noise import Array
+from bnfold._system.records import record
 
 # How often a Multinomial takes which number depends on all that it reads: a table does not say it.
 _FIXED = RANDOM - {"Multinomial"}
@@ -30,7 +30,7 @@ Form = tuple[str, list[bytes]]
 _FIRST_WITH_RANGE, _FIRST_WITH_CAST_LIKE = 11, 15
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class FixedDraws:
     """Replaces the random numbers of a model by fixed ones, in bodies and functions too.
 

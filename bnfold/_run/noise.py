@@ -50,21 +50,26 @@ def can_move(array: Array) -> bool:
 class Noise:
     """Draws noisy copies of a set of weights, into buffers that the next draw of noise reuses.
 
-    In the first draw and every second one after it, equal weights move alike, for a fold rounds
-    equal products alike. If a model holds the same number millions of times, the errors add up and
-    do not cancel. The step of a weight is a salted hash of its bits there.
+    In the first draw and every second one after it, or in the others, equal weights move alike, for
+    a fold rounds equal products alike. If a model holds the same number millions of times, the
+    errors add up and do not cancel. The step of a weight is a salted hash of its bits there.
 
     In the other draws steps come from a pool that is read at random places. To draw 25 million new
     steps would take longer than to run the model.
     """
 
-    def __init__(self, weights: Mapping[str, Array], rng: np.random.Generator) -> None:
-        """Take weights for which `has_steps` holds. They are never written to."""
+    def __init__(
+        self, weights: Mapping[str, Array], rng: np.random.Generator, alike: bool = True
+    ) -> None:
+        """Take weights for which `has_steps` holds. They are never written to.
+
+        ``alike`` says in which draws equal weights move alike: in the first, or in the second.
+        """
         self._rng = rng
         self._weights = {name: np.asarray(array, order="C") for name, array in weights.items()}
         self._buffers = dict[str, Array]()
         self._runs = list[_Run]()
-        self._alike = False
+        self._alike = not alike
 
     def release(self) -> None:
         """Give the buffers' memory back; they are made again for the next draw."""

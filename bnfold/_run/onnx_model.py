@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -33,13 +33,16 @@ from bnfold._run.input_sets import Port
 from bnfold._run.nodes import Flow, reads, subgraphs
 from bnfold._run.noise import Array, can_move
 from bnfold._run.perturbable_model import Layer
-from bnfold._run.reference import Reference
 from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source
 
+if TYPE_CHECKING:
+    from bnfold._run.reference import Reference
+
+    Engine: TypeAlias = type[OnnxRuntime] | type[Reference]
+
 _OVERRIDABLE = 4
 """The first IR version in which initializers are defaults that may be overridden."""
-Engine: TypeAlias = type[OnnxRuntime] | type[Reference]
 
 
 class OnnxModel:

@@ -9,7 +9,6 @@ name that is wanted; it is called otherwise then.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -18,13 +17,14 @@ import onnx
 from bnfold._onnx.read.scopes import Names, read_scopes
 from bnfold._run.hoist import rename
 from bnfold._run.nodes import own_inputs
+from bnfold._system.records import record
 
 _MOST_TOLD = 4
 _MOST_BY_TYPE = 8
 _MANY = 16
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Renamed:
     """Gives inputs and outputs of a model other names; each mapping is from the old name.
 

@@ -9,7 +9,6 @@ what comes of it is put in, the same for both.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -19,6 +18,7 @@ from bnfold._onnx.read.scopes import QUANTIZERS, label, type_of
 from bnfold._run.nodes import all_nodes, own_inputs, reads
 from bnfold._run.noise import Array
 from bnfold._run.source import Edit
+from bnfold._system.records import record
 
 _ROUNDING = ("DynamicQuantizeLinear", *QUANTIZERS)
 # Operators of onnxruntime that round what they compute begin like this.
@@ -26,7 +26,7 @@ _ROUNDED = ("QLinear", "QGemm", "QAttention", "QConv")
 _LARGEST_SCALE = 1 << 16
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Quantizer:
     """An operator of the main graph that rounds data to integers.
 
@@ -56,7 +56,7 @@ class Quantizer:
         return self.scale.reshape(along)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Quantizers:
     """The ``common`` quantizers of two models, and whether one of them rounds elsewhere, too."""
 

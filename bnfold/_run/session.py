@@ -165,22 +165,22 @@ def engine_error(error: Exception) -> EngineError:
         raise Exhausted("out of memory") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
-    first = _PLACE.sub("", re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", first))
+    first = re.sub(_PLACE, "", re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", first))
     newer = f"than {OnnxRuntime.runtime} knows; a newer one may run it"
-    if found := _NEWER_FORMAT.search(first):
+    if found := re.search(_NEWER_FORMAT, first):
         first = f"its IR version {found[1]} is later {newer}"
-    elif found := _NEWER_OPSET.search(first):
+    elif found := re.search(_NEWER_OPSET, first):
         first = f"opset {found[1]} of {found[2]} is later {newer}"
     missing = found is not None or any(words in text for words in _NO_KERNEL)
     return EngineError(first, missing_kernel=missing)
 
 
-_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? ")
+_PLACE = r"/\S+\.(?:cc|h):\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? "
 """The place in onnxruntime's source in a message. It says nothing to users."""
 _NO_KERNEL = ("NOT_IMPLEMENTED", "are not supported. If you need support create a github issue")
 """What onnxruntime says of a valid operator that it does not run; the second of `layout` = 1."""
-_NEWER_FORMAT = re.compile(r"Unsupported model IR version: (\d+)")
-_NEWER_OPSET = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till")
+_NEWER_FORMAT = r"Unsupported model IR version: (\d+)"
+_NEWER_OPSET = r"Opset (\d+) is under development.* for domain (\S+) is till"
 
 
 def _port(argument: Any) -> Port:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -21,6 +21,7 @@ from bnfold._onnx.read.order import put_in_order
 from bnfold._onnx.read.scopes import opset_of, type_of
 from bnfold._run.hoist import hoist
 from bnfold._system import scratch
+from bnfold._system.records import record
 
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -51,7 +52,7 @@ class Parsed:
         return model
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Source:
     """A model file, and the inner tensors that it puts out.
 

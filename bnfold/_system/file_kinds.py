@@ -84,7 +84,7 @@ _SAVED_MODEL = Kind("it is a TensorFlow SavedModel", f"{_CONVERT} --saved-model"
 _OLD_CHECKPOINT = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What torch.save pickled first before PyTorch 1.6 (torch/serialization.py, MAGIC_NUMBER)."""
 
-_JSON = re.compile(r"""[{\[]\s*["{\[\]}\d]""")
+_JSON = r"""[{\[]\s*["{\[\]}\d]"""
 
 _BY_SUFFIX = {
     ".caffemodel": Kind("it is named like a Caffe model", "convert it to ONNX"),
@@ -201,7 +201,7 @@ def _text(_: Path, head: bytes) -> Kind | None:
         if "<net " in low:
             return Kind("it is a model of OpenVINO", _SOURCE)
         return Kind("it is an XML file, perhaps a server's answer", _AGAIN)
-    if _JSON.match(text):
+    if re.match(_JSON, text):
         return Kind("it is JSON, and holds no graph of ONNX", "give the model itself")
     return Kind("it is a text", "give the model itself")
 

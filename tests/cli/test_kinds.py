@@ -207,7 +207,7 @@ def broken(tmp_path, monkeypatch):
         raise AssertionError("this is work")
 
     monkeypatch.setattr("bnfold._pipeline.models.prepare", never)
-    monkeypatch.setattr("bnfold._judge.end_to_end.find_weights", never)
+    monkeypatch.setattr("bnfold._judge.by_proof.proof_of", never)
     return examples.save(examples.foldable(), tmp_path / "m.onnx")
 
 

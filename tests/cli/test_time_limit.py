@@ -88,7 +88,7 @@ def test_a_library_hangs(place, external, tmp_path):
 
 
 def test_reading_for_a_comparison_hangs(model):
-    command = hanging("bnfold._judge.end_to_end.load_model")
+    command = hanging("bnfold._judge.two_files.load_model")
     timed_out(process("verify", model, model, "--timeout", "0.05", command=command))
 
 

@@ -112,7 +112,7 @@ MUTANTS = (
     ),
     Mutant(
         "weights that a Cast widens move in the narrow type, whatever the other file stores",
-        "_judge/end_to_end.py",
+        "_judge/all_ways.py",
         "as_stored=anew",
         "as_stored=True",
         "tests/verify/test_widened_weights.py",
@@ -267,9 +267,9 @@ MUTANTS = (
     ),
     Mutant(
         "renamed ports of one type differ where they lie in another order",
-        "_judge/end_to_end.py",
-        "        if allowed is None:",
-        "        if True:",
+        "_judge/all_ways.py",
+        "    if allowed is None:",
+        "    if True:",
         "tests/verify/test_ports.py",
     ),
     Mutant(
@@ -383,6 +383,27 @@ MUTANTS = (
         "            problem = why_invalid(model)",
         "            problem = None",
         "tests/cli/test_mutated.py",
+    ),
+    Mutant(
+        "files that are proved are not compared at all",
+        "_judge/second_opinion.py",
+        "            if found.ratio <= 1.0:",
+        "            if True:",
+        "tests/verify/test_second_opinion.py",
+    ),
+    Mutant(
+        "a second opinion is not that of what is deployed",
+        "_judge/second_opinion.py",
+        "    if bench.is_apart:",
+        "    if False:",
+        "tests/verify/test_second_opinion.py",
+    ),
+    Mutant(
+        "a second opinion does not look ahead of what saturates",
+        "_judge/second_opinion.py",
+        "            named = zip(self._bench.outputs,",
+        "            named = zip(self._bench.outputs[:1],",
+        "tests/verify/test_second_opinion.py",
     ),
     Mutant(
         "a fold of an invalid model is called wrong",

@@ -84,7 +84,7 @@ MUTANTS = (
     ),
     Mutant(
         "verify compares with the original without its preprocessing",
-        "_judge/end_to_end.py",
+        "_judge/two_files.py",
         "behind(original, settings.preprocessing, links)",
         "behind(original, (), links)",
         "tests/front/test_command.py",

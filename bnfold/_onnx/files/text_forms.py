@@ -19,7 +19,7 @@ from bnfold._system.records import record
 _MARK = b"\xef\xbb\xbf"
 """The byte order mark that some editors put ahead of UTF-8."""
 
-_FIRST = re.compile(rb"[{<#_\sa-qs-z\xef]")
+_FIRST = rb"[{<#_\sa-qs-z\xef]"
 """What a text begins with. A model in binary form begins with the tag of a field: none of these."""
 
 
@@ -32,30 +32,30 @@ class Form:
 
     told: str
     name: str
-    beginning: re.Pattern[bytes]
+    beginning: bytes
     suffixes: tuple[str, ...]
     is_exact: bool = True
 
 
 _FORMS = (
-    Form("JSON", "json", re.compile(rb'\s*\{.*?"graph"\s*:', re.DOTALL), (".json", ".onnxjson")),
+    Form("JSON", "json", rb'(?s:\s*\{.*?"graph"\s*:)', (".json", ".onnxjson")),
     Form(
         "protobuf's text form",
         "textproto",
-        re.compile(rb"(?:\s*#[^\n]*\n)*\s*[a-z_]+\s*[:{<].*?\bgraph\s*:?\s*[{<]", re.DOTALL),
+        rb"(?s:(?:\s*#[^\n]*\n)*\s*[a-z_]+\s*[:{<].*?\bgraph\s*:?\s*[{<])",
         (".textproto", ".prototxt", ".pbtxt", ".txtpb"),
     ),
     Form(
         "ONNX's notation",
         "onnxtxt",
-        re.compile(rb"\s*<[^>]*?\bir_version\s*:", re.DOTALL),
+        rb"\s*<[^>]*?\bir_version\s*:",
         (".onnxtxt", ".onnxtext"),
         is_exact=False,
     ),
 )
 
 
-_OTHERS = re.compile(
+_OTHERS = (
     r"\.(engine|gguf|gz|h5|hdf5|html|keras|mlmodel|mlpackage|np[yz]|ort|pickle|pkl|plan|pt[2h]?"
     r"|safetensors|tar|tflite|tgz|trt|xml|zip)"
 )
@@ -68,7 +68,7 @@ def written_as(path: Path) -> Form | None:
     Raises `UsageError` for the name of another kind of file, or of a form that loses something.
     """
     suffix = path.suffix.lower()
-    if _OTHERS.fullmatch(suffix):
+    if re.fullmatch(_OTHERS, suffix):
         raise UsageError(f"cannot write {path}: a model of ONNX is no {suffix} file; name it .onnx")
     form = next((form for form in _FORMS if suffix in form.suffixes), None)
     if form is not None and not form.is_exact:
@@ -87,10 +87,10 @@ def parse(path: Path, data: bytes) -> ModelProto | None:
 
 def form_of(data: bytes) -> Form | None:
     """The form of text in which a file holds a model, None for any other file."""
-    if not _FIRST.match(data):
+    if not re.match(_FIRST, data):
         return None
     text = data.removeprefix(_MARK)
-    return next((form for form in _FORMS if form.beginning.match(text)), None)
+    return next((form for form in _FORMS if re.match(form.beginning, text)), None)
 
 
 def write(form: Form, model: Path, path: Path, destination: Path) -> None:
@@ -118,7 +118,7 @@ def begins_as_text(path: Path) -> bool:
     """Whether a file may hold a text. Raises `UsageError` where it cannot be read."""
     try:
         with path.open("rb") as file:
-            return _FIRST.match(file.read(1)) is not None
+            return re.match(_FIRST, file.read(1)) is not None
     except OSError as error:
         raise paths.unreadable(path, error) from error
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold._errors import UsageError
-from bnfold._judge.end_to_end import compare_files
 from bnfold._judge.settings import Settings
+from bnfold._judge.two_files import compare_files
 from bnfold._pipeline.models import fold_file
 from bnfold._report.page.document import Run
 from bnfold._report.page.layout import layout_library

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from bnfold._errors import UsageError
 from bnfold._torch.module.fold import PlannedModule, Traced
 from bnfold._torch.module.held_values import RECIPE
 from bnfold._torch.module.parameters import stored
-from bnfold._torch.module.plain_attributes import changed, hidden, snapshot
+from bnfold._torch.module.plain_attributes import changed, common, hidden, snapshot
 from bnfold._torch.module.ties import tie
 from bnfold._torch.tensors import deep_copy
 
@@ -33,11 +33,13 @@ class Recipe:
 
     What a state dict holds are meta tensors in it, which take no memory; ``devices`` says by name
     where they were. Copies of a folded module share the recipe. A module that was pickled has
-    none: so it can be loaded where bnfold is not installed.
+    none: so it can be loaded where bnfold is not installed. ``common`` is what the code of a module
+    that loads by itself shared with all others: such loading, of any module, may change it.
     """
 
     traced: Traced
     devices: Mapping[str, torch.device]
+    common: Sequence[tuple[str, object]] | None
 
     @classmethod
     def of(cls, planned: PlannedModule) -> Recipe | None:
@@ -49,10 +51,11 @@ class Recipe:
         traced = planned.traced
         if traced.module is planned.module or planned.blocks or planned.aliases.any:
             return None
+        shared = common(traced.module) if _loads_by_itself(traced.module) else None
         devices = _emptied(traced.module)
         _forget(traced.program)
         slim = replace(traced, again=None, takers=planned.surgery.takers)
-        return cls(slim, devices)
+        return cls(slim, devices, shared)
 
     def refolded(self, state_dict: Mapping[str, Any]) -> nn.Module:
         """The module with other weights, folded. Raises `UsageError` where they do not fit it."""
@@ -68,7 +71,10 @@ class Recipe:
                 "bnfold.fold(model, (example,))"
             )
         _load(module, state_dict)
-        if (name := changed(plain, snapshot(module))) is not None:
+        name = changed(plain, snapshot(module))
+        if name is None and self.common is not None:
+            name = changed(self.common, common(module))
+        if name is not None:
             raise UsageError(
                 f"loading the weights changes {name}, which the fold may depend on: fold the "
                 "original with the new weights: bnfold.fold(model, (example,))"
