@@ -19,7 +19,7 @@ from bnfold._relation.expressions import Double, Expression, Linear, along, vect
 from bnfold._relation.table import Table
 from bnfold._run.nodes import reads
 
-CANCELS = 1e-6
+CANCELS = 1e-5
 """What is left of a sum is nothing if it is a smaller part of what is added up."""
 _MANY = 1 << 22
 """So many weights are read at a time; larger differences are only known to be somewhere."""

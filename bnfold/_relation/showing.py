@@ -57,7 +57,7 @@ def by_operator(known: Known, relations: Sequence[Related | None]) -> Showing:
         ]
         if all(effect is None for effect in given):
             return {}
-        found = effects.of_operator(bounds, known, given)
+        found = effects.of_operator(bounds, known, given, True)
         return dict(zip(known.outputs, found, strict=False))
 
     return showing

@@ -135,6 +135,27 @@ MUTANTS = (
         "tests/relation/test_showing.py",
     ),
     Mutant(
+        "a map shows behind a norm that takes it away",
+        "_relation/effects.py",
+        "mapped = set(start) if is_map else set[int]()",
+        "mapped = set[int]()",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
+        "a period shows behind a cosine",
+        "_relation/effects.py",
+        "if is_map and (kind in _EVEN or (kind in _PRODUCTS and len(effects) > 1)):",
+        "if False:",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
+        "one step of all rows shows behind a Softmax",
+        "_relation/effects.py",
+        "<= _EVEN_BY * np.max(np.abs(full))",
+        "< 0",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
         "a stored condition takes both",
         "_relation/effects.py",
         "own = kept(effect * ~never)",
