@@ -37,7 +37,8 @@ _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", OWN)
 _FAITHFUL = frozenset(
     (
         *("Celu", "Elu", "Erf", "Exp", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu"),
-        *("Selu", "Sigmoid", "Softplus", "Softsign", "Tanh"),
+        *("Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "AveragePool", "Clip", "MaxPool"),
+        *("GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "LogSoftmax", "Mul", "Softmax"),
     )
 )
 """Operators that put out something else for data that are scaled or shifted otherwise."""
@@ -267,7 +268,7 @@ class Matcher:
                 for each in bases:
                     self.table.readers.setdefault(each, []).append(known)
             else:
-                why = "the first file adds up nothing of this form"
+                why = "the first file has no layer like it"
                 self.loose[base] = self._loose([value]) or Problem("structure", at, why)
             return own
         free = [pair for pair in differences if not pair[0].is_used] or differences
