@@ -87,9 +87,10 @@ def run_all(
 
     A pool of threads, each of which waits for one process at a time. An interrupt ends what runs,
     writes the index of what is done, and is raised again. With several jobs the cores are shared:
-    each session has its part of them, unless ``options`` say how many.
+    each session has its part of them, unless ``options`` say how many, or that there is none.
     """
-    if jobs > 1 and all(name != "--threads" for name, _ in options):
+    named = {name for name, _ in options}
+    if jobs > 1 and named.isdisjoint(("--threads", "--no-verify")):
         options = [*options, ("--threads", str(max(1, (os.cpu_count() or 1) // jobs)))]
     reports: list[Report] = []
     estimate = _Estimate(sum(len(task.items) for task in registry.tasks))

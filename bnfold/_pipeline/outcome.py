@@ -88,8 +88,9 @@ class InputChange:
             told = [f"{name} {','.join(map(repr, each))}" for name, each in given.items()]
             layout = f" (layout {self.values.layout})" if self.values.layout else ""
             took = ", ".join(self.operators)
+            verb = "goes" if len(self.operators) == 1 else "go"
             return (
-                f"input {self.name}: took out {took}; give it (x - mean) / std with "
+                f"input {self.name}: {took} {verb} out of the model; give it (x - mean) / std with "
                 f"{' and '.join(told)}{layout}"
             )
         same = self.after == self.before

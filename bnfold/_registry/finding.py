@@ -175,7 +175,7 @@ def _matches(
     for number, part in enumerate(parts):
         is_last = number == len(parts) - 1
         fitting = list[Path]()
-        for place in places:
+        for place in filter(Path.is_dir, places):
             if part == "**":
                 for folder, names in _folders(found, place, ours, passed_over):
                     visible = (name for name in names if not name.startswith("."))

@@ -141,6 +141,7 @@ def _norm(side: Side, scope: Scope, plain: Core) -> Core | None:
     rank = side.rank(scope, node.input[0])
     if rank is None or any(node.output[1:]):
         return None
+    side.note_rank(scope, node.output[0], rank)
     steps, names = [], list(node.input)
     for place, name in enumerate(node.input[1:3], 1):
         if not name:
@@ -152,7 +153,9 @@ def _norm(side: Side, scope: Scope, plain: Core) -> Core | None:
         scale, shift = (values, None) if place == 1 else (None, values)
         steps.append(Step(scale, shift, weight.unit / 2, weight.unit))
         names[place] = ""
-    return Core(node, names, plain.given, steps=steps)
+    while not names[-1]:  # A β that is left out is 0.
+        names.pop()
+    return Core(node, names, plain.given[: len(names)], steps=steps)
 
 
 def _biased(side: Side, scope: Scope, plain: Core) -> Core | None:

@@ -16,7 +16,6 @@ from bnfold._relation.bounds import (
     COPYING,
     MOVING,
     Bounds,
-    Range,
     is_flat,
     is_of_channels,
     moved,
@@ -25,6 +24,7 @@ from bnfold._relation.bounds import (
 from bnfold._relation.call import full_rank
 from bnfold._relation.expressions import Double, Expression
 from bnfold._relation.liveness import CANCELS, Effect, Seen, kept, of_sum
+from bnfold._relation.ranges import Range
 from bnfold._relation.relations import Related
 from bnfold._relation.side import attributes
 from bnfold._relation.table import Known, Sum
@@ -50,6 +50,8 @@ _CHANNELWISE = frozenset(
 """Operators that make each channel of the same one, and show in it what differs."""
 _WINDOWS = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
 """Those whose numbers are made of several positions."""
+POINTWISE = _CHANNELWISE - _WINDOWS
+"""Those whose numbers stay where they are."""
 _MIXING = frozenset(
     (
         *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "LogSoftmax"),
@@ -61,6 +63,17 @@ _EXTREME = frozenset(("ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "R
 _DROPPING = frozenset(("Gather", "Pad", "Resize", "Slice", "Split", "Upsample"))
 """Operators that move numbers, and may leave out some."""
 _RECURRENT = frozenset(("GRU", "LSTM", "RNN"))
+_CURVED = frozenset(
+    (
+        *("Erf", "Exp", "Gelu", "HardSwish", "Log", "Mish", "Reciprocal", "Sigmoid", "Softplus"),
+        *("Softsign", "Sqrt", "Swish", "Tanh", *_MIXING, *_RECURRENT),
+    )
+)
+_BROKEN = frozenset(("Celu", "Clip", "Elu", "LeakyRelu", "PRelu", "Relu", "Selu"))
+"""Functions that are maps on each side of some numbers."""
+_PRODUCTS = ("Div", "MatMul", "Mul")
+_EVEN = frozenset(("Abs", "Cos", "LRN", "Pow", "Sin"))
+"""Functions that may put out the same for data that are scaled or shifted."""
 _INTEGERS = frozenset(
     (
         *(TensorProto.BOOL, TensorProto.INT4, TensorProto.INT8, TensorProto.INT16),
@@ -70,12 +83,21 @@ _INTEGERS = frozenset(
 )
 _WITH_INTEGERS = {"ArgMax", "ArgMin", "Bernoulli", "QuantizeLinear", *MOVING, *COPYING}
 """Operators of which integers show a difference for some data."""
+_EVEN_BY = 1e-3
+"""Differences are one number if they are so near to each other: stored weights are rounded."""
 _BEYOND = 512.0
 """Numbers so large are cut to the ends of a quantizer's eight bits, whatever its zero point."""
 
 
-def comes_out(bounds: Bounds, start: Mapping[int, Effect], results: Sequence[Expression]) -> bool:
-    """Whether differences of some bases are sure to show in a result."""
+def comes_out(
+    bounds: Bounds, start: Mapping[int, Effect], results: Sequence[Expression], is_map: bool
+) -> bool:
+    """Whether differences of some bases are sure to show in a result.
+
+    ``is_map`` says that these bases are scaled or shifted: a norm or a Softmax may take that away,
+    as long as only maps stand between.
+    """
+    mapped = set(start) if is_map else set[int]()
     found: dict[int, Effect] = dict(start)
     reading: dict[int, list[Known | Sum]] = {}
     made = {id(each): each for each in bounds.made.values()}
@@ -86,18 +108,42 @@ def comes_out(bounds: Bounds, start: Mapping[int, Effect], results: Sequence[Exp
         if base in start:
             continue
         for each in reading[base]:
+            values = [each.expression] if isinstance(each, Sum) else each.inputs
+            read = {t.base for v in values if v is not None for t in v.terms}
+            read = {one for one in read if found.get(one) is not None}
+            if not read:
+                continue
             if isinstance(each, Sum):
                 found[each.base] = of_sum(each.expression, found, each.rank)
-            else:
-                given = [of_sum(v, found, None) if v is not None else None for v in each.inputs]
-                if any(one is not None for one in given):
-                    found.update(zip(each.outputs, of_operator(bounds, each, given), strict=False))
+                mapped |= {each.base} if read <= mapped else set()
+                continue
+            given = [of_sum(v, found, None) if v is not None else None for v in each.inputs]
+            if any(one is not None for one in given):
+                made_ = of_operator(bounds, each, given, read <= mapped)
+                found.update(zip(each.outputs, made_, strict=False))
+                if read <= mapped and not _bends(bounds, each, given[0]):
+                    mapped.update(each.outputs)
     effects = [of_sum(result, found, None) for result in results]
     return any(each is not None and each is not Seen.UNSURE for each in effects)
 
 
-def of_operator(bounds: Bounds, known: Known, given: Sequence[Effect]) -> list[Effect]:
-    """What comes of differences of what an operator reads, for each of its outputs."""
+def _bends(bounds: Bounds, known: Known, effect: Effect) -> bool:
+    """Whether an operator makes no map of a map, wherever its data differ."""
+    if known.kind not in _BROKEN or known.place is None:
+        return known.kind in _CURVED
+    data = bounds.inputs(known)[0]
+    ends = known.numbers if known.kind == "Clip" else (0.0,)
+    inside = np.any([(data.low < end) & (end < data.high) for end in ends], axis=0)
+    return bool(np.all(inside | (effect == 0 if not isinstance(effect, Seen) else False)))
+
+
+def of_operator(
+    bounds: Bounds, known: Known, given: Sequence[Effect], is_map: bool
+) -> list[Effect]:
+    """What comes of differences of what an operator reads, for each of its outputs.
+
+    ``is_map`` says that all of it is scaled or shifted.
+    """
     count = len(known.outputs)
     stored = bounds.table.types[known.outputs[0]] in _INTEGERS
     if known.place is None or (stored and known.kind not in _WITH_INTEGERS):
@@ -111,6 +157,8 @@ def of_operator(bounds: Bounds, known: Known, given: Sequence[Effect]) -> list[E
     if count and kind == "QuantizeLinear":
         far = (inputs[0].high <= -_BEYOND) | (inputs[0].low >= _BEYOND) | inputs[0].is_one
         return [_masked(given[0], ~far) if places == [0] else Seen.UNSURE]
+    if is_map and (kind in _EVEN or (kind in _PRODUCTS and len(effects) > 1)):
+        return [Seen.UNSURE] * count
     first, rank = given[0], side.rank(scope, node.input[0])
     rest: list[Effect] = [Seen.UNSURE] * (count - 1)
     if kind in MOVING:
@@ -126,7 +174,9 @@ def of_operator(bounds: Bounds, known: Known, given: Sequence[Effect]) -> list[E
     if places != [0] or first is None:
         return [Seen.UNSURE] * count
     if kind in ("ArgMax", "ArgMin"):
-        return [_placed(known, first, inputs[0], rank)]
+        axis = [attributes(node).get("axis", 0) % rank] if rank else []
+        even = _is_even(first, axis, rank, is_map)
+        return [Seen.UNSURE if even else _placed(known, first, inputs[0], rank)]
     if kind in _WINDOWS and not (isinstance(first, Seen) or is_of_channels(first, rank)):
         return [Seen.UNSURE] * count
     if kind == "Pow" and not np.all(inputs[1].is_one & (inputs[1].low != 0)):
@@ -145,11 +195,23 @@ def of_operator(bounds: Bounds, known: Known, given: Sequence[Effect]) -> list[E
         sizes, axes = side.shapes.sizes(scope, node.input[0]), _mixed(known, rank)
         several = any(_is_several(sizes[axis]) for axis in axes) if sizes else False
         if not several or isinstance(first, Seen):
-            return [first if several else Seen.UNSURE, *rest]
+            return [Seen.UNSURE if is_map or not several else first, *rest]
+        if _is_even(first, axes, rank, is_map):
+            return [Seen.UNSURE] * count
         return [_spread(first, axes, rank), *rest]
     if kind in ("ReduceMean", "ReduceSum") or kind in _EXTREME:
         return [_reduced(known, first)]
     return [Seen.UNSURE] * count
+
+
+def _is_even(effect: Effect, axes: Sequence[int], rank: int | None, is_map: bool) -> bool:
+    """Whether a difference may be one number along some axes."""
+    if isinstance(effect, Seen) or effect is None or rank is None or effect.ndim > rank:
+        return is_map
+    full = full_rank(effect, rank)
+    if all(full.shape[axis] == 1 for axis in axes):
+        return is_map
+    return bool(np.all(np.ptp(full, axis=tuple(axes)) <= _EVEN_BY * np.max(np.abs(full))))
 
 
 def _placed(known: Known, effect: Effect, data: Range, rank: int | None) -> Effect:

@@ -37,7 +37,8 @@ _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", OWN)
 _FAITHFUL = frozenset(
     (
         *("Celu", "Elu", "Erf", "Exp", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu"),
-        *("Selu", "Sigmoid", "Softplus", "Softsign", "Tanh"),
+        *("Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "AveragePool", "Clip", "MaxPool"),
+        *("GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "LogSoftmax", "Mul", "Softmax"),
     )
 )
 """Operators that put out something else for data that are scaled or shifted otherwise."""
@@ -199,14 +200,15 @@ class Matcher:
         unit = max((value.unit for value, _ in real), default=0.0)
         origins = frozenset[int]().union(*(value.origins for value, _ in real))
         masses = [shift if shift is ZERO else np.abs(shift) for _, shift in found]
-        if any(
-            shift is not ZERO and shift.any() for _, shift in found
-        ):  # It goes where the shift goes.
+        if any(shift is not ZERO and shift.any() for _, shift in found):
+            # The mass goes where the shift goes.
             moved = [one and replace(one, shift=one.mass) for one in call.inputs]
             other = passed(replace(call, inputs=moved))
             if other is not None:
                 pairs = zip(masses, other, strict=True)
                 masses = [np.maximum(mass, np.abs(shift)) for mass, (_, shift) in pairs]
+            elif found[0][1] is call.first.shift:  # The bounds of a Clip do not fit the mass.
+                masses = [call.first.mass, *masses[1:]]
         parts = zip(known.outputs, found, masses, errors, strict=False)
         return [
             Expression((Term(base, scale, error),), shift, mass, slip, unit, origins)
@@ -266,7 +268,7 @@ class Matcher:
                 for each in bases:
                     self.table.readers.setdefault(each, []).append(known)
             else:
-                why = "the first file adds up nothing of this form"
+                why = "the first file has no layer like it"
                 self.loose[base] = self._loose([value]) or Problem("structure", at, why)
             return own
         free = [pair for pair in differences if not pair[0].is_used] or differences

@@ -46,7 +46,7 @@ def softmax(call: Call) -> Pair | None:
 
 
 def uniform(call: Call) -> Pair | None:
-    """DepthToSpace, SpaceToDepth, Tile, Expand …: the same numbers everywhere stay."""
+    """DepthToSpace, SpaceToDepth, Tile: the same numbers everywhere stay."""
     one = call.first
     if call.others_agree() and one.scale.size == 1 and one.shift.size == 1:
         return one.scale.reshape(()), one.shift.reshape(())
@@ -104,11 +104,12 @@ def _moves(call: Call, scale: float, shift: float) -> bool:
     Rounding may have moved it as far as the relation, and by its own unit. It is one number for all
     channels: the channel that is known best says how far.
     """
+    slip = float(np.min(call.first.slip * call.first.mass)) if shift else 0.0
     kind = call.side.shapes.type(call.scope, call.node.input[0])
     unit = 2.0**-52 if kind == TensorProto.DOUBLE else 2.0**-23
     for one, other in zip(call.numbers, call.others, strict=True):
         meant = scale * one + shift
-        slack = (float(np.min(call.first.error)) + unit) * (abs(scale * one) + abs(shift))
+        slack = (float(np.min(call.first.error)) + unit) * (abs(scale * one) + abs(shift)) + slip
         if meant != other and not (np.isfinite(meant) and abs(meant - other) <= slack):
             return False
     return True

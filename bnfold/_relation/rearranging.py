@@ -13,6 +13,11 @@ from bnfold._relation.expressions import Double
 from bnfold._relation.relations import Related
 
 
+def expanded(call: Call) -> Pair | None:
+    """Expand: a number takes s and t to each of its places. Last axes stay last."""
+    return (call.first.scale, call.first.shift) if call.others_agree() else None
+
+
 def transposed(call: Call) -> Pair | None:
     rank = call.rank()
     if rank is None:

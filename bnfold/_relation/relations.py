@@ -75,7 +75,9 @@ def settled(
         slip = float(np.max(second.error + first.error))
         return Related(slip=slip)
     same = np.abs(scale - 1) <= np.minimum(error, _MOST)
-    factor = np.where(same, 1.0, scale)
+    factor = _plain(np.where(same, 1.0, scale), 1.0)
+    if not np.any(same):
+        factor, error = _leveled(factor, error, np.minimum(error, _MOST) * np.abs(factor))
     shift = second.shift - factor * first.shift
     mass = second.mass + np.abs(factor) * first.mass
     slips = second.error + first.error + np.where(same, 0.0, error)
@@ -83,16 +85,34 @@ def settled(
     if slip:  # One number for all channels; the mass of the others counts less.
         mass = mass * (slips / slip)
     floor = least(unit) * (1 + np.abs(factor))
-    still = np.isfinite(shift) & (np.abs(shift) <= min(slip, _MOST) * mass + floor)
+    off = min(slip, _MOST) * mass + floor
+    still = np.isfinite(shift) & (np.abs(shift) <= off)
+    shift = _plain(np.where(still, 0.0, shift), 0.0)
+    shift, mass = _leveled(shift, mass, off)
     far = float(np.max(np.where(same, np.abs(scale - 1), 0.0), initial=0.0))
     return Related(
-        _plain(factor, 1.0),
-        _plain(np.where(still, 0.0, shift), 0.0),
+        factor,
+        shift,
         _plain(np.where(still & same, 0.0, mass), 0.0),
         _plain(np.where(same, 0.0, error), 0.0),
         slip,
         far / unit if unit else 0.0,
     )
+
+
+def _leveled(values: Double, known: Double | float, off: Double) -> tuple[Double, Double]:
+    """One number for those of rows that are the same but for rounding, and how well it is known.
+
+    Each row of a layer tells its own, with the rounding of its own weights: ``off`` is how far that
+    explains a difference. The row that is known best tells the one for all.
+    """
+    if values.size < 2 or not np.isfinite(values).all():
+        return values, np.asarray(known)
+    known, off = (np.broadcast_to(each, values.shape) for each in (known, off))
+    at = np.unravel_index(np.argmin(off), values.shape)
+    if not (np.abs(values - values[at]) <= off + off[at]).all():
+        return values, np.asarray(known)
+    return np.asarray(values[at]), np.asarray(known[at])
 
 
 def _has_one_shift(first: Expression, second: Expression) -> bool:

@@ -5,6 +5,7 @@ They pass what is the same for all numbers that they look at. See `pointwise`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,10 @@ def largest_of_window(call: Call) -> list[Pair] | None:
 
 
 def mean_of_window(call: Call) -> Pair | None:
-    """AveragePool: linear; a shift passes where no zeros of the padding count."""
+    """AveragePool: linear; a shift passes where no zeros of the padding count.
+
+    Where they do, a window that ``ceil_mode`` lets reach beyond the data may count places there.
+    """
     axes, one, rank = _spatial(call), call.first, call.rank()
     if axes is None or rank is None:
         return None
@@ -43,9 +47,8 @@ def mean_of_window(call: Call) -> Pair | None:
     given = call.given
     plain = not any(given.get("pads", ())) and given.get("auto_pad", b"NOTSET") != b"SAME"
     plain = plain and not given.get("auto_pad", b"").startswith(b"SAME")
+    plain = plain and not given.get("ceil_mode", 0)
     if one.shift.any() and given.get("count_include_pad", 0) and not plain:
-        return None
-    if one.shift.any() and given.get("ceil_mode", 0):
         return None
     return one.scale, one.shift
 
@@ -92,12 +95,20 @@ def _over_axes(call: Call) -> Pair | None:
 
 
 def total(call: Call) -> Pair | None:
-    """ReduceSum: ``Σ s·x = s·Σ x``."""
+    """ReduceSum: ``Σ (s·x + t) = s·Σ x + n·t``, of n numbers."""
     found = _reduced(call)
-    if found is None or found[0].shift.any():
+    if found is None:
         return None
     one, axes, rank = found
-    return _kept(call, one.scale, axes, rank), ZERO
+    scale = _kept(call, one.scale, axes, rank)
+    if not one.shift.any():
+        return scale, ZERO
+    shape = call.side.shapes.shape(call.scope, call.node.input[0])
+    sizes = [shape[axis] for axis in axes] if shape is not None else [None]
+    counts = [size for size in sizes if size is not None]
+    if len(counts) < len(sizes):
+        return None
+    return scale, math.prod(counts) * _kept(call, one.shift, axes, rank)
 
 
 def largest(call: Call) -> Pair | None:

@@ -152,6 +152,10 @@ def test_patterns_lists_and_files(models, tmp_path, monkeypatch):
     assert found(bnfold.registry.find(["models/deep/x.onnx"], out)) == ["x.onnx"]
     both = ["models/deep/er", "models/deep/x.onnx"]
     assert found(bnfold.registry.find(both, out)) == ["settled.onnx", "x.onnx"]
+    # A file is no folder that a wildcard leads into.
+    for pattern in ("models/*/**/x.onnx", "models/**/**/x.onnx", "models/*/x.onnx"):
+        registry = bnfold.registry.find(pattern, out)
+        assert found(registry) == ["deep/x.onnx"] and not registry.refused, pattern
     with pytest.raises(UsageError, match=r"cannot read nothing.txt: there is no such file"):
         bnfold.registry.find("@nothing.txt", out)
     with pytest.raises(UsageError, match="no model fits this pattern"):
@@ -166,6 +170,16 @@ def test_nothing_is_there(models, tmp_path):
     registry = bnfold.registry.find([models, tmp_path / "empty"], tmp_path / "o")
     assert len(registry.tasks) == 4
     assert "holds no .onnx file" in registry.refused[0].message
+
+
+def test_several_at_once_that_are_not_compared(models, tmp_path):
+    """Each had got a part of the cores for its comparison, and none has one."""
+    run = command(models, "--output-dir", tmp_path / "out", "--no-verify", "--jobs", "2")
+    assert run.code == 2 and run.lines[1] == "4 models: 1 error, 2 skipped, 1 unchanged"
+    refused(
+        command(models, "--output-dir", tmp_path / "o", "--no-verify", "--threads", "2"),
+        "nothing is compared with --no-verify",
+    )
 
 
 def test_two_models_of_one_name(models, tmp_path):

@@ -273,7 +273,9 @@ def test_a_normalization_is_taken_out(tmp_path, out):
     onnx.save(made, path)
     run = command(path, "-o", out, "--expose-normalization", "--report", report)
     assert run.code == 0, run.out
-    assert run.lines[0].startswith("input x: took out Div, Sub, Div; give it (x - mean) / std")
+    assert run.lines[0].startswith(
+        "input x: Div, Sub, Div go out of the model; give it (x - mean) / std"
+    )
     (told,) = json.loads(report.read_text())["inputs"]
     assert told["exposed"]
     assert np.allclose(told["mean"], MEAN)

@@ -9,6 +9,20 @@ _STRANGE = "tests/cli/test_strange_folders.py"
 
 MUTANTS = (
     Mutant(
+        "several at once that are not compared get threads for it",
+        "_command/registry.py",
+        'named.isdisjoint(("--threads", "--no-verify"))',
+        'named.isdisjoint(("--threads",))',
+        f"{_TESTS}/test_registry.py::test_several_at_once_that_are_not_compared",
+    ),
+    Mutant(
+        "a wildcard leads into a file",
+        "_registry/finding.py",
+        "for place in filter(Path.is_dir, places):",
+        "for place in places:",
+        f"{_TESTS}/test_registry.py::test_patterns_lists_and_files",
+    ),
+    Mutant(
         "external data that changed is as it was",
         "_registry/fingerprint.py",
         "        for location in sorted(data_files(path)):\n",
@@ -161,5 +175,19 @@ MUTANTS = (
         "and all(type(each) in (int, float) and 0 <= each < math.inf for each in numbers)",
         "and True",
         "tests/cli/test_strange_folders.py::test_a_report_of_other_types_is_none",
+    ),
+    Mutant(
+        "a report may take the place of a model's weights",
+        "_registry/fingerprint.py",
+        "if report.is_file() and model.is_file():",
+        "if False:",
+        "tests/cli/test_unit_of_work.py",
+    ),
+    Mutant(
+        "inputs may be a pipe",
+        "_run/input_sets.py",
+        "        paths.refuse_special(path)\n",
+        "        assert path.stat().st_size or not path.is_fifo()\n",
+        "tests/cli/test_strange_folders.py::test_inputs_that_are_a_pipe",
     ),
 )

@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant(
         "weights that read padding alone refute",
         "_relation/liveness.py",
-        "if not linear.is_padded:",
+        "if not (linear.is_padded or any(pads)):",
         "if True:",
         "tests/relation/test_showing.py",
     ),
@@ -132,6 +132,34 @@ MUTANTS = (
         "_relation/showing.py",
         "meant[block][:, None] * one",
         "ratio[:, None] * one",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
+        "a map shows behind a norm that takes it away",
+        "_relation/effects.py",
+        "mapped = set(start) if is_map else set[int]()",
+        "mapped = set[int]()",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
+        "a period shows behind a cosine",
+        "_relation/effects.py",
+        "if is_map and (kind in _EVEN or (kind in _PRODUCTS and len(effects) > 1)):",
+        "if False:",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
+        "one step of all rows shows behind a Softmax",
+        "_relation/effects.py",
+        "<= _EVEN_BY * np.max(np.abs(full))",
+        "< 0",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
+        "weights that read what a Pad puts around refute",
+        "_relation/liveness.py",
+        "if not (linear.is_padded or any(pads)):",
+        "if not linear.is_padded:",
         "tests/relation/test_showing.py",
     ),
     Mutant(

@@ -141,8 +141,8 @@ MUTANTS = (
     Mutant(
         "loading may set what the fold depends on",
         "_torch/module/recipe.py",
-        "if (name := changed(plain, snapshot(module))) is not None:",
-        "if (name := changed(plain, plain)) is not None:",
+        "name = changed(plain, snapshot(module))",
+        "name = changed(plain, plain)",
         "tests/torch/test_plain_attributes.py",
     ),
     Mutant(
@@ -403,5 +403,12 @@ MUTANTS = (
         "if name is None or len(weight.users) != 1:",
         "if name is None:",
         "tests/front/test_modules.py::test_who_else_reads_the_input_or_the_weight",
+    ),
+    Mutant(
+        "loading may set a global that the code of a folded module reads",
+        "_torch/module/recipe.py",
+        "if name is None and self.common is not None:",
+        "if False:",
+        "tests/torch/test_plain_attributes.py",
     ),
 )

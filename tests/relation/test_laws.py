@@ -67,6 +67,9 @@ CASES = [
     ("AveragePool", {}, {**PADDED, "count_include_pad": 1}, moved(*C), False),
     ("AveragePool", {}, PADDED, moved(*C), True),
     ("AveragePool", {}, PADDED, moved(4, 1), False),
+    ("AveragePool", {}, {**WINDOW, "ceil_mode": 1}, moved(*C), True),
+    ("AveragePool", {}, {**PADDED, "ceil_mode": 1}, moved(*C), True),
+    ("AveragePool", {}, {**WINDOW, "ceil_mode": 1, "count_include_pad": 1}, moved(*C), False),
     ("GlobalMaxPool", {}, {}, moved(*C), True),
     ("GlobalAveragePool", {}, {}, moved(*C), True),
     ("GlobalAveragePool", {}, {}, moved(4), False),
@@ -74,7 +77,11 @@ CASES = [
     ("ReduceMean", {"axes": INT([1])}, {}, moved(*C), False),
     ("ReduceMean", {"axes": INT([1])}, {"keepdims": 0}, moved(4), True),
     ("ReduceSum", {"axes": INT([-1])}, {}, scaled(*C, sign=-1.0), True),
-    ("ReduceSum", {"axes": INT([-1])}, {}, moved(*C), False),
+    ("ReduceSum", {"axes": INT([-1])}, {}, moved(*C), True),
+    ("ReduceSum", {"axes": INT([0, -1])}, {"keepdims": 0}, moved(*C), True),
+    ("ReduceSum", {"axes": INT([1])}, {}, moved(*C), False),
+    ("ReduceSum", {}, {}, moved(*C), False),
+    ("ReduceSum", {}, {}, uniform(), True),
     ("ReduceMax", {"axes": INT([2])}, {"keepdims": 0}, moved(*C), True),
     ("ReduceMax", {"axes": INT([2])}, {}, scaled(*C, sign=-1.0), False),
     ("ReduceMin", {"axes": INT([0])}, {}, moved(*C), True),
@@ -109,6 +116,8 @@ CASES = [
     ("DepthToSpace", {}, {"blocksize": 2}, moved(*C), False),
     ("Tile", {"n": INT([1, 2, 1, 1])}, {}, uniform(), True),
     ("Expand", {"n": INT([2, 4, 4, 4])}, {}, uniform(), True),
+    ("Expand", {"n": INT([3, 1, 1, 4, 4])}, {}, moved(*C), True),
+    ("Expand", {"n": INT([2, 4, 4, 4])}, {}, moved(2, 1, 1, 4), True),
 ]
 
 

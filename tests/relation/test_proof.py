@@ -12,12 +12,14 @@ from ..graphs import (
     HALF,
     bn,
     const,
+    constants,
     conv,
     conv_transpose,
     model,
     op,
     positive,
     rand,
+    reseed,
     subgraph,
 )
 from .pairs import changed, proof
@@ -420,3 +422,99 @@ def test_the_bias_of_a_convolution_whose_weight_is_computed(kind):
     assert (
         proof(made_of(None, shift), made_of(shift)).status != "proved"
     )  # One number for each column.
+
+
+def attention(scale, wq, wide):
+    """``softmax(q·kᵀ · scale)``: as wide as heads are, so that the scale has no short form."""
+    ahead = [] if scale is None else [const("Mul", "s", "d", np.float32(scale))]
+    return model(
+        op("MatMul", "x wq", "q"),
+        op("MatMul", "x wk", "k"),
+        op("Transpose", "k", "t", perm=[0, 2, 1]),
+        op("MatMul", "q t", "s"),
+        *ahead,
+        op("Softmax", "s" if scale is None else "d", "y", axis=-1),
+        x=(2, wide, wide),
+        weights={"wq": wq, "wk": rand(wide, wide)},
+    )
+
+
+def test_scales_of_rows_that_are_the_same_but_for_rounding_are_one_number():
+    """A product of data takes one for all. A scale that is another beyond rounding is none."""
+    wide = 6
+    wq, scale = rand(wide, wide), wide**-0.5
+    reseed(1)
+    made = attention(scale, wq, wide)
+    reseed(1)
+    right = attention(None, wq * np.float32(scale), wide)
+    assert proof(made, right).status == "proved"
+    for factor in (1 + 1e-5, 1 + 1e-6):
+        wrong = changed(right, "wq", lambda w, f=factor: w * np.float32([1, 1, f, 1, 1, 1]))
+        assert proof(made, wrong).status != "proved"
+
+
+def test_shifts_of_rows_that_are_the_same_but_for_rounding_are_one_number():
+    """The bounds of a Clip move by one shift for all, and stay where it is another in a channel."""
+    made = model(
+        conv("conv", "x", "a", (4, 4, 1, 1)),
+        const("Add", "a", "b", np.float32(0.7)),
+        op("Clip", "b low high", "y"),
+        x=(2, 4, 4, 4),
+        weights={"low": np.float32(-0.1), "high": np.float32(0.95)},
+    )
+    behind = model(
+        conv("conv", "x", "a", (4, 4, 1, 1)),
+        op("Clip", "a low high", "b"),
+        const("Add", "b", "y", np.float32(0.7)),
+        x=(2, 4, 4, 4),
+        weights={"low": np.float32(-0.8), "high": np.float32(0.25)},
+    )
+    for name in ("conv.w", "conv.b"):
+        behind = changed(behind, name, lambda _, n=name: constants(made)[n])
+    within = bnfold.fold(made)
+    assert proof(behind, made).status == proof(within, behind).status == "proved"
+    large = changed(behind, "conv.b", lambda b: b * 64)  # A sum with it rounds more than a bound.
+    assert proof(bnfold.fold(large), large).status == "proved"
+    for off in (1e-5, 1e-6):
+        wrong = changed(within, "conv.b", lambda b, o=off: b + np.float32([0, 0, 0, o]))
+        assert proof(wrong, behind).status != "proved"
+        wrong = changed(behind, "high", lambda b, o=off: b + np.float32(o))
+        assert proof(made, wrong).status != "proved"
+
+
+def test_parts_with_one_scale_have_one_scale_together():
+    """The parts lie along the last axis, where a Conv could take in no other."""
+    layer = conv("conv", "b", "y", (4, 4, 1, 1))
+    made = model(
+        const("Mul", "x", "a", np.float32(-1.5)),
+        op("Concat", "a a", "b", axis=3),
+        layer,
+        x=(2, 4, 4, 4),
+    )
+    folded = bnfold.fold(made)
+    assert "Mul" not in [node.op_type for node in folded.graph.node]
+    assert proof(made, folded).status == "proved"
+    other = model(
+        const("Mul", "x", "a", np.float32(-1.5)),
+        const("Mul", "x", "c", np.float32(1.5)),
+        op("Concat", "a c", "b", axis=3),
+        layer,
+        x=(2, 4, 4, 4),
+    )
+    assert proof(other, folded).status != "proved"
+
+
+def test_a_norm_whose_shape_inference_does_not_know_has_the_rank_of_its_data():
+    made = model(
+        op("GroupNormalization", "x g b", "n", num_groups=2),
+        bn("bn", "n", "y", 4),
+        x=(2, 4, 4, 4),
+        weights={"g": positive(4), "b": rand(4)},
+        opset=21,
+    )
+    folded = bnfold.fold(made)
+    assert [node.op_type for node in folded.graph.node] == ["GroupNormalization"]
+    assert proof(made, folded).status == "proved"
+    for name in ("g", "b"):
+        wrong = changed(folded, name, lambda v: v * np.float32([1, 1, 1.0001, 1]))
+        assert proof(made, wrong).status != "proved"

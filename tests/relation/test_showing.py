@@ -19,10 +19,10 @@ def net(*tail, x=FOUR, kernel=1, weights=None, y="y", opset=17, **attributes):
     return model(first, *tail, x=x, weights=weights, y=y, opset=opset)
 
 
-def ahead(*pieces, kernel=1, channels=3, x=FOUR, **attributes):
+def ahead(*pieces, kernel=1, channels=3, x=FOUR, weights=None, **attributes):
     """A convolution that reads what some operators make of the input."""
     last = conv("one", "d", "y", (4, channels, kernel, kernel), **attributes)
-    return model(*pieces, last, x=x)
+    return model(*pieces, last, x=x, weights=weights)
 
 
 def first(values):
@@ -57,6 +57,10 @@ def turned(values):
     one, other = values[0].copy(), values[1].copy()
     values[:2] = (one + other) * np.float32(0.5**0.5), (one - other) * np.float32(0.5**0.5)
     return values
+
+
+def raised(values):
+    return values + rand(1, *values.shape[1:])
 
 
 def two(data="r", weights=None):
@@ -133,6 +137,11 @@ HIDDEN = {
     ),
     "mean of channels": (net(RELU, op("ReduceMean", "r", "y", axes=[1])), swapped),
     "largest of channels": (net(RELU, op("ReduceMax", "r", "y", axes=[1])), swapped),
+    "one step of all rows": (net(op("Softmax", "t", "y", axis=1)), raised),
+    "one step of all rows, the largest": (
+        net(op("ArgMax", "t", "a", axis=1), op("Cast", "a", "y", to=1)),
+        raised,
+    ),
     "length of channels": (
         net(op("ReduceL2", "t", "y", axes=[1]), weights={"one.b": np.zeros(4, np.float32)}),
         turned,
@@ -161,6 +170,22 @@ HIDDEN = {
     "padding of a dilation": (
         net(RELU, x=(1, 3, 4, 4), kernel=3, pads=[4] * 4, dilations=[4, 4], y="r"),
         corner,
+    ),
+    "padding ahead": (
+        ahead(
+            *(op("GlobalAveragePool", "x", "p"), op("Pad", "p k", "q"), op("Relu", "q", "d")),
+            kernel=3,
+            weights={"k": I([0, 0, 1, 1, 0, 0, 1, 1])},
+        ),
+        corner,
+    ),
+    "relu of what a prelu leaves": (
+        net(
+            *(op("Relu", "t", "s"), const("Mul", "s", "n", np.float32(-1))),
+            *(op("PRelu", "n k", "m"), op("Relu", "m", "r"), two()),
+            weights={"k": np.float32([0.5])},
+        ),
+        first,
     ),
     "zero channel": (
         ahead(
@@ -199,6 +224,10 @@ SHOWN = {
         first,
     ),
     "gate": (net(op("Sigmoid", "t", "s"), op("Mul", "s t", "y")), first),
+    "padding ahead": (
+        ahead(op("Pad", "x k", "d"), kernel=3, weights={"k": I([0, 0, 1, 1, 0, 0, 1, 1])}),
+        corner,
+    ),
     "padding": (net(RELU, x=FOUR, kernel=3, pads=[1] * 4, y="r"), corner),
     "no sizes": (
         net(RELU, two(), x=(1, 3, None, None), kernel=3, pads=[1] * 4, strides=[2, 2]),
@@ -261,6 +290,58 @@ def test_what_no_input_shows_is_not_refuted(name):
 def test_what_an_input_shows_is_refuted(name):
     made, change = SHOWN[name]
     other = changed(made, "one.w", change)
+    assert differ(made, other, feeds(made))
+    found = proof(made, other)
+    assert (found.status, found.at) == ("refuted", "one"), found
+
+
+UNIT = {"k": np.ones(4, np.float32), "l": np.zeros(4, np.float32)}
+
+
+def between(*tail, bias=0.0, gain=1.0):
+    """A Sigmoid, whose numbers are scaled and shifted ahead of what does not mind."""
+    stored = {"g": np.float32(gain), "h": np.float32(bias), **UNIT}
+    pieces = op("Sigmoid", "t", "s"), op("Mul", "s g", "m"), op("Add", "m h", "n")
+    return net(*pieces, *tail, weights=stored)
+
+
+INNER = op("InstanceNormalization", "r k l", "y", epsilon=1e-12)
+TAKEN = {
+    "shift": ((op("Relu", "n", "r"), INNER), {"bias": 2.0}, {"bias": 1.0}),
+    "scale": ((op("Clip", "n", "q"), op("Relu", "q", "r"), INNER), {"bias": 1.0}, {"bias": 3.0}),
+    "sign": ((op("Mul", "n n", "y"),), {}, {"gain": -1.0}),
+    "size": ((op("Abs", "n", "y"),), {}, {"gain": -1.0}),
+    "period": ((op("Relu", "n", "r"), op("Cos", "r", "y")), {}, {"bias": 2 * np.pi}),
+    "softmax": ((op("Relu", "n", "r"), op("Softmax", "r", "y", axis=1)), {}, {"bias": 1.0}),
+    "largest": (
+        (op("Relu", "n", "r"), op("ArgMax", "r", "a", axis=1), op("Cast", "a", "y", to=1)),
+        {},
+        {"gain": 2.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_map_that_is_taken_away_later_is_not_refuted(name):
+    tail, one, other = TAKEN[name]
+    first, second = between(*tail, **one), between(*tail, **other)
+    for tensor in second.graph.initializer:
+        if tensor.name == "one.w":
+            tensor.CopyFrom(next(t for t in first.graph.initializer if t.name == "one.w"))
+    assert not differ(first, second, feeds(first))
+    assert proof(first, second).status != "refuted"
+
+
+@pytest.mark.parametrize("kind", ["Clip", "MaxPool", "HardSwish", "Softmax", "Sigmoid"])
+def test_a_channel_that_is_scaled_is_refuted(kind):
+    """By what reads it, and makes no map of a map."""
+    given = {"MaxPool": {"kernel_shape": [2, 2]}, "Softmax": {"axis": 1}}.get(kind, {})
+    names, stored = "t", {}
+    if kind == "Clip":
+        names, stored = "t a b", {"a": np.float32(0), "b": np.float32(6)}
+    made = net(op(kind, names, "y", **given), weights=stored)
+    other = changed(made, "one.w", lambda values: values * I([1, 1.5, 1, 1]).reshape(4, 1, 1, 1))
+    other = changed(other, "one.w", lambda values: values.astype(np.float32))
     assert differ(made, other, feeds(made))
     found = proof(made, other)
     assert (found.status, found.at) == ("refuted", "one"), found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import array
 import copy
+import logging
 import random
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,6 +205,72 @@ def test_no_refold_where_loading_sets_a_number_of_the_code():
     other = {name: 2 * values for name, values in module.state_dict().items()}
     with pytest.raises(UsageError, match=r"changes gain\.k\['a'\]\[0\]"):
         bnfold.refold(done, other)
+
+
+# What all copies of a module share, and no attribute of it holds.
+SHARED = {"gain": 2.0}
+NUMBER = 2.0
+LOG = logging.getLogger(__name__)
+numbers = ModuleType("numbers_of_a_test")
+numbers.gain = 2.0
+
+
+def set_shared(value):
+    global NUMBER
+    NUMBER = SHARED["gain"] = numbers.gain = value
+
+
+def of_dictionary(self):
+    LOG.debug("asked")
+    return SHARED["gain"]
+
+
+READS = {
+    "dictionary": of_dictionary,
+    "number": lambda self: NUMBER,
+    "module": lambda self: numbers.gain,
+    "by a function": lambda self: of_dictionary(self),
+    "by a property": lambda self: self.own,
+}
+
+
+class Shares(nn.Module):
+    """A gain that is loaded, and kept where all modules find it."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read = read
+
+    @property
+    def own(self):
+        return NUMBER
+
+    def forward(self, x):
+        return x * self.read(self)
+
+    def get_extra_state(self):
+        return {"gain": NUMBER}
+
+    def set_extra_state(self, state):
+        LOG.info("loads")
+        set_shared(state["gain"])
+
+
+@pytest.mark.parametrize("kind", READS)
+def test_no_refold_where_loading_sets_what_all_modules_share(kind):
+    set_shared(2.0)
+    gain = Shares(READS[kind])
+    module = ready(nn.Sequential(nn.Linear(4, 4), gain, nn.BatchNorm1d(4)))
+    done = bnfold.fold(module, (X,))
+    assert isinstance(done[1], nn.Identity)
+    other = {**module.state_dict(), "1._extra_state": {"gain": 3.0}}
+    same = bnfold.refold(done, module.state_dict())
+    assert torch.allclose(same(X), module(X))
+    for load in (lambda: None, lambda: module.load_state_dict(other)):
+        load()  # The user's own loading sets it for all of them.
+        with pytest.raises(UsageError, match=r"changes (SHARED|NUMBER|gain|own)"):
+            bnfold.refold(done, other)
+    set_shared(2.0)
 
 
 class Attributes(dict):

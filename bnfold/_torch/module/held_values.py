@@ -55,16 +55,38 @@ Entries = tuple[Sequence[object], Sequence[object]]
 
 def held_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """All values in the plain attributes of a module and its submodules, by what leads to them."""
-    parts = dict(module.named_modules())
-    seen: dict[int, object] = {
-        id(part): part for part in parts.values()
-    }  # So that ids stay theirs.
-    waiting = deque[tuple[str, object]]()
-    for path, part in parts.items():
-        left = OF_PYTORCH | _not_the_users(part)
+    waiting = list[tuple[str, object]]()
+    for path, part in module.named_modules():
         dot = f"{path}." if path else ""
-        waiting += [(dot + name, each) for name, each in _attributes(part) if name not in left]
+        waiting += [(dot + name, each) for name, each in _plain(part)]
         waiting.append((f"{dot}__class__", type(part)))
+    return _followed(module, waiting)
+
+
+def shared_values(
+    module: nn.Module, read: Sequence[tuple[str, object]]
+) -> Iterator[tuple[str, Any]]:
+    """The same of what a module has in common with its copies: its classes, the functions in its
+    attributes, and what its code has ``read`` by other names.
+    """
+    waiting = list(read)
+    for path, part in module.named_modules():
+        dot = f"{path}." if path else ""
+        functions = [each for each in _plain(part) if isinstance(each[1], FunctionType)]
+        waiting += [(dot + name, each) for name, each in functions]
+        waiting.append((f"{dot}__class__", type(part)))
+    return _followed(module, waiting)
+
+
+def _plain(part: nn.Module) -> list[tuple[str, object]]:
+    left = OF_PYTORCH | _not_the_users(part)
+    return [(name, each) for name, each in _attributes(part) if name not in left]
+
+
+def _followed(module: nn.Module, first: Sequence[tuple[str, object]]) -> Iterator[tuple[str, Any]]:
+    """Some values, and all that they lead to but for the module's parts."""
+    seen: dict[int, object] = {id(part): part for part in module.modules()}  # Ids stay theirs.
+    waiting = deque(first)
     while waiting:
         name, value = waiting.popleft()
         if isinstance(value, (*FIXED, *BYTES, Tensor)):

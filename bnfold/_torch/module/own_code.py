@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from logging import Logger
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ _CODE = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, staticmethod
 _WRAPPED = (*_CODE, property, cached_property, partial)
 _STATELESS = (*_FIXED, *_WRAPPED, *_CONTAINERS, tuple, frozenset, Tensor, nn.Module)
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD")
+_NAMING = (*_ATTRIBUTES, "LOAD_GLOBAL", "LOAD_NAME", "IMPORT_FROM")
 _STORING = ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
 _MAKING = ("__new__", "__init__", "__post_init__")
 """Methods that run when an object of a class is made."""
@@ -57,6 +59,24 @@ def beyond_data(module: nn.Module) -> str | None:
         if found is not None:
             return found
     return None
+
+
+def read_by_name(module: nn.Module) -> list[tuple[str, object]]:
+    """What the code of a module and its submodules reads by global names, or from other modules.
+
+    Loggers are left out: they note what they were asked, and nothing that is computed.
+    """
+    parts = dict[tuple[type, tuple[int, ...]], nn.Module]()
+    for part in module.modules():
+        own = [id(each) for each in vars(part).values() if isinstance(each, FunctionType)]
+        parts[type(part), tuple(own)] = part
+    found = dict[tuple[str, int], object]()
+    for part in parts.values():
+        for function in _Reach(part).functions() if _kinds(part) else ():
+            for step, values in zip(function.steps, function.values, strict=True):
+                if step.opname in _NAMING:
+                    found.update({(str(step.argval), id(each)): each for each in values})
+    return [(name, each) for (name, _), each in found.items() if not isinstance(each, Logger)]
 
 
 class _Function(NamedTuple):

@@ -25,7 +25,9 @@ from bnfold._torch.module.held_values import (
     held_values,
     hides,
     is_flat,
+    shared_values,
 )
+from bnfold._torch.module.own_code import read_by_name
 from bnfold._torch.module.parameters import stored
 
 _THEMSELVES = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -54,6 +56,14 @@ def aliases(module: nn.Module) -> Aliases:
 def snapshot(module: nn.Module) -> Sequence[tuple[str, object]]:
     """The values of all plain attributes, each with what leads to it; see `changed`."""
     return [(name, _copied(value)) for name, value in held_values(module)]
+
+
+def common(module: nn.Module) -> Sequence[tuple[str, object]]:
+    """The same of what a copy of the module has in common with it: classes, and what its code reads
+    by global names; see `changed`.
+    """
+    values = shared_values(module, read_by_name(module))
+    return [(name, _copied(value)) for name, value in values]
 
 
 def changed(

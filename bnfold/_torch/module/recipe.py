@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,14 @@ from bnfold._errors import UsageError
 from bnfold._torch.module.fold import PlannedModule, Traced
 from bnfold._torch.module.held_values import RECIPE
 from bnfold._torch.module.parameters import stored
-from bnfold._torch.module.plain_attributes import changed, hidden, snapshot
+from bnfold._torch.module.plain_attributes import changed, common, hidden, snapshot
 from bnfold._torch.module.ties import tie
+from bnfold._torch.read.export import refuse_wrapped
 from bnfold._torch.tensors import deep_copy
 
 _PLAIN = (Tensor, nn.Parameter)
+_LINES = 6
+"""So many names or differences are told of weights that do not fit."""
 _LOADING = (
     *("load_state_dict", "_load_from_state_dict", "set_extra_state"),
     *("__getattr__", "__getattribute__", "__setattr__", "__delattr__"),
@@ -33,11 +36,13 @@ class Recipe:
 
     What a state dict holds are meta tensors in it, which take no memory; ``devices`` says by name
     where they were. Copies of a folded module share the recipe. A module that was pickled has
-    none: so it can be loaded where bnfold is not installed.
+    none: so it can be loaded where bnfold is not installed. ``common`` is what the code of a module
+    that loads by itself shared with all others: such loading, of any module, may change it.
     """
 
     traced: Traced
     devices: Mapping[str, torch.device]
+    common: Sequence[tuple[str, object]] | None
 
     @classmethod
     def of(cls, planned: PlannedModule) -> Recipe | None:
@@ -49,10 +54,11 @@ class Recipe:
         traced = planned.traced
         if traced.module is planned.module or planned.blocks or planned.aliases.any:
             return None
+        shared = common(traced.module) if _loads_by_itself(traced.module) else None
         devices = _emptied(traced.module)
         _forget(traced.program)
         slim = replace(traced, again=None, takers=planned.surgery.takers)
-        return cls(slim, devices)
+        return cls(slim, devices, shared)
 
     def refolded(self, state_dict: Mapping[str, Any]) -> nn.Module:
         """The module with other weights, folded. Raises `UsageError` where they do not fit it."""
@@ -68,7 +74,10 @@ class Recipe:
                 "bnfold.fold(model, (example,))"
             )
         _load(module, state_dict)
-        if (name := changed(plain, snapshot(module))) is not None:
+        name = changed(plain, snapshot(module))
+        if name is None and self.common is not None:
+            name = changed(self.common, common(module))
+        if name is not None:
             raise UsageError(
                 f"loading the weights changes {name}, which the fold may depend on: fold the "
                 "original with the new weights: bnfold.fold(model, (example,))"
@@ -100,6 +109,7 @@ def refold(folded: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
     """See `bnfold.refold`."""
     recipe = folded.__dict__.get(RECIPE)
     if not isinstance(recipe, Recipe):
+        refuse_wrapped(folded)
         raise UsageError(
             f"{type(folded).__name__} does not know how it was folded: bnfold.fold did not make it "
             "in this process, or with merge=True, or it was loaded from a file, or plain "
@@ -177,10 +187,21 @@ def _load(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
     try:
         module.load_state_dict(state_dict)
     except Exception as error:  # load_state_dict, or a hook of the module's own.
-        text = "; ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip())
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        text = "; ".join(_shortened(line) for line in lines[:_LINES] if line)
+        text += f" and {len(lines) - _LINES} more" if len(lines) > _LINES else ""
         raise UsageError(
             f"the weights do not fit {type(module).__name__}: {text or error}"
         ) from error
+
+
+def _shortened(line: str) -> str:
+    """A line of PyTorch's with the first of the names that it lists."""
+    listed, *rest = line.rsplit(": ", 1)
+    names = rest[0].rstrip(".").strip().split(", ") if rest else []
+    if len(names) <= _LINES:
+        return line
+    return f"{listed}: {', '.join(names[:_LINES])} and {len(names) - _LINES} more"
 
 
 def _loads_by_itself(module: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from torch.fx import Node
 
 from bnfold._core.reasons import Reason
 from bnfold._merge.stored import Load
-from bnfold._torch.read.nodes import number_of, values_read
+from bnfold._torch.read.nodes import is_norm, kind_of, number_of, values_read
 from bnfold._torch.tensors import DTYPES, Array, from_numpy, to_numpy
 
 
@@ -33,7 +33,7 @@ class Constant:
     ``sources`` are the names of all parameters and buffers whose values it is computed from:
     ``zeros_like(weight)`` has none. ``stored`` says that it is a parameter or buffer itself.
     ``torch_dtype`` is its stored type. Values that are not yet rounded to that type are float64.
-    ``exact`` gives those of a constant that is computed, where all is computed in float64.
+    ``exact`` gives those of a constant that a norm computes, where all is computed in float64.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Constants:
         self._exact = dict(exact)
         self._state: dict[str, Any] = {**program.state_dict, **program.constants}
         self._found: dict[Node, Constant | Reason] = {}
+        self._is_wide = False
 
     def add(self, node: Node, name: str, value: Tensor, exact: Load) -> None:
         """Add a new parameter, with its float64 values and its value as the program holds it."""
@@ -93,8 +94,7 @@ class Constants:
         wide = copy.copy(self)
         floats = {n: v for n, v in self._state.items() if getattr(v, "dtype", None) in DTYPES}
         wide._exact = {**{n: partial(_widened, v) for n, v in floats.items()}, **self._exact}
-        wide._found = {}
-        wide._wide = wide
+        wide._found, wide._is_wide = {}, True
         return wide
 
     def find(self, node: Node) -> Constant | Reason:
@@ -133,6 +133,7 @@ class Constants:
             or not constants
             or len(constants) != len(sources)
             or not isinstance(example, Tensor)
+            or (self._is_wide and _rounds(computed))
         ):
             return Reason("dynamic-weight", node.name, f"{node.name} is computed at run time")
         try:
@@ -144,15 +145,17 @@ class Constants:
         names = tuple(
             dict.fromkeys(name for c in read if isinstance(c, Constant) for name in c.sources)
         )
-        exact = partial(self._exactly, node, result) if result.dtype in DTYPES else None
+        normed = is_norm(computed) or any(source.exact for source in constants)
         shape, dtype = tuple(result.shape), result.dtype
+        wide = normed and dtype in DTYPES and not _rounds(computed)
+        exact = partial(self._exactly, node, result) if wide else None
         return Constant(node.name, lambda: result, shape, dtype, names, False, exact)
 
     def _exactly(self, node: Node, result: Tensor) -> Array:
         """What a node computes in float64; its ``result`` where that is not finite, or the code
         asks for another type.
         """
-        wide = self._wide.find(node) if self is not self._wide else None
+        wide = self._wide.find(node)
         if not isinstance(wide, Constant) or not bool(result.isfinite().all()):
             return to_numpy(result)
         return to_numpy(wide.tensor())
@@ -178,6 +181,12 @@ class Constants:
         if not isinstance(result, Tensor):
             raise TypeError("it is no tensor")
         return result
+
+
+def _rounds(node: Node) -> bool:
+    """Whether an operator rounds to integers, which has to be in the type of the numbers."""
+    kind = kind_of(node)
+    return "quant" in kind or kind in ("ceil", "floor", "round", "sign", "trunc")
 
 
 def _widened(tensor: Tensor) -> Array:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from bnfold._core.quantized import Grid, Quantized, Rounding
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.stored import Array, Parameter
-from bnfold._torch.read.constants import Constants
+from bnfold._torch.read.constants import Constant, Constants
 from bnfold._torch.read.nodes import (
     arguments,
     dtype_of,
@@ -262,9 +262,7 @@ def _data(args: dict[str, Any]) -> Node:
 def _rounding(constants: Constants, node: Node) -> Rounded:
     """What a quantizer does with stored floats."""
     args = arguments(node)
-    numbers = constants.find(_data(args))
-    if isinstance(numbers, Reason):
-        raise Refusal(numbers)
+    numbers = _as_it_runs(constants.find(_data(args)))
     low, high = args.get("quant_min"), args.get("quant_max")
     if numbers.torch_dtype is not torch.float32 or low is None or high is None:
         raise _refusal(node, f"rounds {numbers.torch_dtype}, or to unknown integers")
@@ -382,12 +380,17 @@ def _laid_grid(laid: Sequence[int], groups: Sequence[Sequence[int]]) -> Grid | N
 def _number_or_constant(constants: Constants, node: Node, value: object) -> Parameter:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Number(node.name, float(value))
-    found = constants.find(value) if isinstance(value, Node) else None
-    if isinstance(found, Reason):
-        raise Refusal(found)
+    found = _as_it_runs(constants.find(value)) if isinstance(value, Node) else None
     if found is None or found.torch_dtype not in (*DTYPES, *_INTEGERS):
         raise _refusal(node, "has scales that are no numbers")
     return found
+
+
+def _as_it_runs(found: Constant | Reason) -> Constant:
+    """A constant as PyTorch computes it, in its own type. Raises `Refusal`."""
+    if isinstance(found, Reason):
+        raise Refusal(found)
+    return replace(found, exact=None)
 
 
 def _refusal(node: Node, what: str) -> Refusal:
