@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold._command import terminal
+from bnfold._command import targets, terminal
 from bnfold._command.terminal import FAILED, PASSED, code_of, in_one_line
 from bnfold._errors import UsageError
 from bnfold._registry.finding import models_below
@@ -54,15 +54,15 @@ def check_each(
     """
     several = len(given) > 1 or given[0].is_dir()
     if report is not None:
-        paths.check_writable(report, device=True)
+        # Ahead of all: it is written whatever comes of a model.
+        models = (model for _, model in _models(given)) if report.is_file() else ()
+        targets.check_report(report, *models)
     checked = []
     for path, model in _models(given):
         begun = time.monotonic()
         try:
             if model is None:
                 raise UsageError(_without_models(path))
-            if report is not None and paths.is_same(report, model):
-                raise UsageError(f"the report would overwrite {model}; give it another name")
             if several:
                 time_limit.at(str(model))
             outcome = _check(model, settings, depthwise)

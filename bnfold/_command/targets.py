@@ -49,7 +49,9 @@ def check_report(report: Path | None, *others: Path | None) -> None:
     if report is None:
         return
     refuse_stream("--report", report)
-    for other in filter(None, others):
-        if paths.is_same(report, other):
-            raise UsageError(f"the report would overwrite {other}; give it another name")
+    paths.refuse_same(report, *others)
     paths.check_writable(report, device=True)
+    if report.is_file():
+        from bnfold._registry.fingerprint import refuse_weights  # It takes a while to import.
+
+        refuse_weights(report, *others)

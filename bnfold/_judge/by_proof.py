@@ -72,7 +72,7 @@ def proof_of(
         return None
     (one, one_dir), (other, other_dir) = original, folded
     if not alike_in_ports(one, other) and renamed(one, other) is None:
-        why = "the files have other inputs or outputs, or these in another order"
+        why = "the two files differ in their inputs or outputs, or in the order of these"
         return Proof("not proved", "", why)
 
     def proved(watch: Callable[[], None]) -> Proof:

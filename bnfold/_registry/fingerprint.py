@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import bnfold
+from bnfold._errors import UsageError
 from bnfold._registry.places import LARGEST
 from bnfold._registry.report import Identity, Report, read
 from bnfold._system import paths
@@ -101,6 +102,20 @@ def data_files(path: str | os.PathLike[str]) -> set[str]:
         raise
     except Exception:  # What is wrong with it is told when it is folded.
         return set()
+
+
+def refuse_weights(report: Path, *models: Path | None) -> None:
+    """Raise `UsageError` where a report would take the place of a model's data.
+
+    A file among them that is no model has none.
+    """
+    for model in filter(None, models):
+        if report.is_file() and model.is_file():
+            for location in data_files(model):
+                if _is_below(location) and paths.is_same(report, model.parent / location):
+                    raise UsageError(
+                        f"{report} holds the weights of {model}; write to another file"
+                    )
 
 
 def _of_file(path: Path) -> str | None:

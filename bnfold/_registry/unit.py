@@ -9,9 +9,10 @@ from typing import Any
 
 from bnfold._errors import UsageError
 from bnfold._registry import worker
-from bnfold._registry.fingerprint import Option
+from bnfold._registry.fingerprint import Option, refuse_weights
 from bnfold._registry.report import Report
 from bnfold._registry.work import Request
+from bnfold._system import paths
 
 _REPEATED = ("ops_library",)
 """Options that are given once for each value; others take several with commas between them."""
@@ -63,6 +64,9 @@ def ask(
     resume: bool,
 ) -> Report:
     """Ask a process that is idle, and wait for its answer. An interrupt ends its work."""
+    for each in (path, output, report):
+        if each is not None and "\0" in os.fspath(each):
+            raise UsageError(f"{os.fspath(each)!r}: no file's name has a NUL")
     request = Request(
         os.path.abspath(path),
         name if name is not None else os.fspath(path),
@@ -73,6 +77,10 @@ def ask(
     )
     if request.output is not None and Path(request.output) == Path(request.model):
         raise UsageError(f"{request.output} is the input itself; bnfold.run writes another file")
+    if request.report is not None:
+        made = Path(request.output) if request.output is not None else None
+        paths.refuse_same(Path(request.report), Path(request.model), made)
+        refuse_weights(Path(request.report), Path(request.model))
     asked = worker.take()
     try:
         told = asked.ask(request)

@@ -268,7 +268,7 @@ class Matcher:
                 for each in bases:
                     self.table.readers.setdefault(each, []).append(known)
             else:
-                why = "the first file adds up nothing of this form"
+                why = "the first file has no layer like it"
                 self.loose[base] = self._loose([value]) or Problem("structure", at, why)
             return own
         free = [pair for pair in differences if not pair[0].is_used] or differences

@@ -137,7 +137,7 @@ def prove_sides(one: Side, other: Side, watch: Callable[[], None] = lambda: None
     results = _paired(graphs[0].graph.output, graphs[1].graph.output)
     if pairs is None or results is None:
         what = "inputs" if pairs is None else "outputs"
-        return Proof("not proved", "", f"the files have other {what}")
+        return Proof("not proved", "", f"the two files differ in their {what}")
     for a, b, exact in (*((a, b, True) for a, b in pairs), *((a, b, False) for a, b in results)):
         if not _is_alike(a, b, exact):
             return Proof("not proved", b.name, "it has another type or shape in the other file")

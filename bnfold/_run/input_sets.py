@@ -71,6 +71,7 @@ def _load(path: Path) -> InputSet:
     """The input set of one file. Raises `UsageError` for a file that holds none."""
     kind = ".npy" if path.suffix == ".npy" else ".npz"
     try:
+        paths.refuse_special(path)
         with path.open("rb") as file:
             read = np.load(file, allow_pickle=False)
             if kind == ".npy":
@@ -80,6 +81,8 @@ def _load(path: Path) -> InputSet:
                     feeds = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise paths.unreadable(path, error) from error
+    except (MemoryError, UsageError):
+        raise
     except Exception as error:  # Zip, zlib and NumPy each have their own errors for a bad file.
         raise UsageError(f"{path} is not an {kind} file of plain arrays") from error
     for name, array in feeds.items():

@@ -45,12 +45,17 @@ def read(path: Path, reader: Callable[[Path], bytes | None] | None = None) -> by
     if str(path) == "-":
         raise UsageError("cannot read -: bnfold reads files, not standard input; give a file name")
     try:
-        if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError(f"cannot read {path}: it is not a regular file")
+        refuse_special(path)
         content = reader(path) if reader is not None else None
         return path.read_bytes() if content is None else content
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def refuse_special(path: Path) -> None:
+    """Raise `UsageError` for a pipe or a device, ``OSError`` for a file that is not there."""
+    if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+        raise UsageError(f"cannot read {path}: it is not a regular file")
 
 
 def check_writable(path: Path, *, device: bool = False) -> None:
@@ -92,6 +97,13 @@ def is_same(first: Path, second: Path) -> bool:
         return first.samefile(second)
     except OSError:
         return first.resolve() == second.resolve()
+
+
+def refuse_same(report: Path, *others: Path | None) -> None:
+    """Raise `UsageError` where a report would take the place of another file of its run."""
+    for other in filter(None, others):
+        if is_same(report, other):
+            raise UsageError(f"the report would overwrite {other}; give it another name")
 
 
 def identity(path: Path) -> tuple[int, int] | None:

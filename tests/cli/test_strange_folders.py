@@ -113,6 +113,14 @@ def test_a_report_that_is_a_pipe(model, tmp_path):
     assert not (out / "m.onnx").exists()
 
 
+def test_inputs_that_are_a_pipe(model, tmp_path):
+    """Whoever opens it waits for ever."""
+    for place in (tmp_path / "x.npy", tmp_path / "x.npz"):
+        os.mkfifo(place)
+        refused(command(model, "-o", tmp_path / "o.onnx", "--inputs", place), "not a regular file")
+    refused(command(model, "-o", tmp_path / "o.onnx", "--inputs", tmp_path), "not a regular file")
+
+
 def changed(told: dict[str, Any], value: object, *keys: str) -> str:
     """A report that says something else at one place."""
     inner = told

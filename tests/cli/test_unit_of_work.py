@@ -14,7 +14,9 @@ import bnfold.registry
 from bnfold import UsageError
 from bnfold._command import cli, many
 
+from . import examples
 from .command import bnfold as command
+from .command import refused, tree
 
 
 def test_a_report_is_plain_data(model, wrong, tmp_path):
@@ -113,3 +115,19 @@ def test_a_project_has_its_say(words, said, models, tmp_path):
     assert run.code == 0 or "no normalization to take out" in run.out
     told = json.loads((tmp_path / "out" / "m.onnx.report.json").read_bytes())
     assert told["options"] == said
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "w.bin", "o.onnx", "soft", "a\0b"])
+def test_a_report_takes_no_place_of_the_run(name, tmp_path):
+    """Of the model, of its weights, of the output, and of none of them by a link."""
+    examples.save(examples.foldable(), tmp_path / "m.onnx", conv1_w="w.bin")
+    (tmp_path / "soft").symlink_to("m.onnx")
+    before = tree(tmp_path)
+    with pytest.raises(bnfold.UsageError, match=r"overwrite|holds the weights|has a NUL"):
+        bnfold.run(tmp_path / "m.onnx", tmp_path / "o.onnx", report=tmp_path / name)
+    assert tree(tmp_path) == before
+    model = tmp_path / "m.onnx"
+    for words in ((tmp_path, "--check"), ("verify", model, model)):
+        if name in ("m.onnx", "w.bin"):
+            refused(command(*words, "--report", tmp_path / name), name)
+            assert tree(tmp_path) == before

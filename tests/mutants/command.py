@@ -84,8 +84,8 @@ MUTANTS = (
     ),
     Mutant(
         "a report of a comparison may overwrite a model",
-        "_command/targets.py",
-        "if paths.is_same(report, other):",
+        "_system/paths.py",
+        "if is_same(report, other):",
         "if False:",
         "tests/cli/test_formats.py",
     ),

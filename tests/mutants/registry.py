@@ -176,4 +176,18 @@ MUTANTS = (
         "and True",
         "tests/cli/test_strange_folders.py::test_a_report_of_other_types_is_none",
     ),
+    Mutant(
+        "a report may take the place of a model's weights",
+        "_registry/fingerprint.py",
+        "if report.is_file() and model.is_file():",
+        "if False:",
+        "tests/cli/test_unit_of_work.py",
+    ),
+    Mutant(
+        "inputs may be a pipe",
+        "_run/input_sets.py",
+        "        paths.refuse_special(path)\n",
+        "        assert path.stat().st_size or not path.is_fifo()\n",
+        "tests/cli/test_strange_folders.py::test_inputs_that_are_a_pipe",
+    ),
 )
