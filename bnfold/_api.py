@@ -345,16 +345,16 @@ def prove(
 ) -> Proof:
     """Whether two models are the same function, from their weights alone: nothing is run.
 
-    Each is a path, also of a .pt2 file, a ``ModelProto``, a ``torch.nn.Module`` or an
-    ``ExportedProgram``. Both are walked side by side. Affine operators and layers
-    with weights are brought together in float64; every weight of one has to be what rounding
-    explains of the other. The result's ``status`` is "proved", "refuted" (``at`` and ``why`` say
-    which weights cannot be right) or "not proved" (where the walk ended). It is about real numbers:
-    what a runtime rounds or gets wrong between operators is for `verify`. ``base_dir`` is the
-    folder of external data of models in memory; ``freeze_initializers`` and ``follow_links`` are as
-    for `verify`. Modules are exported with the example inputs ``args`` and ``kwargs``; the proof is
-    for the sizes of these, unless ``dynamic_shapes`` lets some vary, as ``torch.export`` has them.
-    Inputs and outputs of a model of PyTorch correspond to another model's by their positions.
+    Each is of any kind that `verify` takes, also the path of a .pt2 file. Both are walked side by
+    side. Affine operators and layers with weights are brought together in float64; every weight of
+    one has to be what rounding explains of the other. The result's ``status`` is "proved",
+    "refuted" (``at`` and ``why`` say which weights cannot be right) or "not proved" (where the walk
+    ended). It is about real numbers: what a runtime rounds or gets wrong between operators is for
+    `verify`. ``base_dir`` is the folder of external data of models in memory;
+    ``freeze_initializers`` and ``follow_links`` are as for `verify`. Modules are exported with the
+    example inputs ``args`` and ``kwargs``; the proof is for the sizes of these, unless
+    ``dynamic_shapes`` lets some vary, as ``torch.export`` has them. Inputs and outputs of a model
+    of PyTorch correspond to another model's by their positions.
     Raises `UsageError` for a model that cannot be read, ``TypeError`` for what is none.
     """
     from bnfold._pipeline.proving import prove_models

@@ -56,7 +56,9 @@ def test_a_model_of_onnx_ir():
     assert [fold.nodes for fold in bnfold.plan(given).folds] == [("bn",)]
     for pair in ((given, made), (given, ir.to_proto(made)), (proto, made)):
         assert bnfold.verify(*pair).status == "pass"
+        assert bnfold.prove(*pair).status == "proved"
     other = ir.from_proto(block())
+    assert bnfold.prove(given, other).status != "proved"
     assert bnfold.verify(given, other).status == "fail"  # other weights
 
 
@@ -122,3 +124,5 @@ def test_a_program_of_torch_onnx():
     assert [fold.ops for fold in bnfold.plan(program).folds] == [("BatchNormalization",)]
     for pair in ((program, made), (program, made.model), (program.model_proto, made)):
         assert bnfold.verify(*pair).status == "pass"
+        assert bnfold.prove(*pair).status == "proved"
+    assert bnfold.prove(net, made, (x,)).status == "proved"

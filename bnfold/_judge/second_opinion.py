@@ -123,6 +123,7 @@ def _seen_alike(
             )
             for each in seen
         ]
+        del deployed  # The original may have to be loaded again.
         checks = comparison.checks(trials)
     inputs = [each.inputs for each in seen]
     untaken = uncompared_branches(bench.branches, pair.original, pair.folded, inputs, bench.load)

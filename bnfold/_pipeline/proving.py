@@ -12,11 +12,13 @@ from onnx import ModelProto
 from bnfold._core.preprocessing import Pairs
 from bnfold._errors import UsageError, first_line
 from bnfold._onnx.files.load import load_model, refuse_names, understood
+from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.front.prepending import prepend
 from bnfold._onnx.read.frozen import freeze
 from bnfold._onnx.read.order import in_order
 from bnfold._pipeline.any_kind import program_of
+from bnfold._pipeline.in_memory import as_proto, is_in_memory
 from bnfold._pipeline.module_options import ModuleOptions
 from bnfold._relation.proof import Proof, prove
 from bnfold._system import memory
@@ -43,7 +45,7 @@ def prove_models(
     trust: bool = False,
     preprocessing: Pairs = (),
 ) -> Proof:
-    """The proof for two models: each a path, a ``ModelProto``, a module or a program. The first of
+    """The proof for two models: each of any kind that `bnfold.verify` takes. The first of
     two models of ONNX stands behind preprocessing.
 
     Weights stay in the files until they are read. ``base_dir`` is the folder of external data of
@@ -81,7 +83,7 @@ def prove_models(
             one = ModelProto()
             one.CopyFrom(pairs[0][0])
         prepend(one, dict(preprocessing))
-    path = Path(second) if not isinstance(second, ModelProto) else None
+    path = Path(second) if _is_path(second) else None
     with understood(other, path):
         return prove(one, other, one_dir, other_dir)
 
@@ -148,10 +150,15 @@ def _loaded(
     given: Any, base_dir: str | os.PathLike[str] | None, frozen: bool, follow_links: bool
 ) -> tuple[ModelProto, Path | None]:
     """A model with its nodes in order, and the folder of its external data."""
+    own = None
+    if is_in_memory(given):
+        given, own = as_proto(given)
+        if own is not None:
+            check_external(given, own, follow_links=follow_links, missing=True)
     if isinstance(given, ModelProto):
         refuse_names(given)
         refuse_unsound(given)
-        model, folder = in_order(given), None if base_dir is None else Path(base_dir)
+        model, folder = in_order(given), own if base_dir is None else Path(base_dir)
         if frozen and model is given:
             model = ModelProto()
             model.CopyFrom(given)
@@ -159,7 +166,8 @@ def _loaded(
         path = Path(given)
         model, folder = load_model(path, lean=True, follow_links=follow_links), path.parent
     else:
-        raise TypeError(f"a path or a ModelProto is needed, not a {type(given).__name__}")
+        kind = type(given).__name__
+        raise TypeError(f"a path or a model of ONNX or PyTorch is needed, not a {kind}")
     if frozen:
         freeze(model)
     return model, folder

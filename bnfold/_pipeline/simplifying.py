@@ -164,6 +164,7 @@ def _restored(model: ModelProto, folded: ModelProto) -> str:
         else:
             setattr(model, held, getattr(folded, held))
     model.producer_version = folded.producer_version
+    model.ir_version = model.ir_version or folded.ir_version
     model.graph.name, model.graph.doc_string = folded.graph.name, folded.graph.doc_string
     return ""
 

@@ -7,17 +7,28 @@ too narrow, as rounding may have moved them: what lies on an edge counts as beyo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from bnfold._relation import passing
 from bnfold._relation.call import Call, is_off
 from bnfold._relation.expressions import Array, Double, Expression, Linear, Term, along, vector
+from bnfold._relation.ranges import (
+    ANY,
+    BY_TYPE,
+    COMPARING,
+    FROM_TO,
+    RISING,
+    Range,
+    compared,
+    range_of,
+    reduced,
+    times,
+    union,
+)
 from bnfold._relation.relations import Related
 from bnfold._relation.side import attributes
 from bnfold._relation.table import Known, Sum, Table
@@ -27,13 +38,6 @@ _NARROWER = 1e-6
 """Sums are narrower by so much of the sizes of what is added up."""
 _MANY = 1 << 22
 """So many weights are read at a time; of larger constants the bounds are one pair."""
-_BY_TYPE: Mapping[int, tuple[float, float]] = {
-    TensorProto.BOOL: (0.0, 1.0),
-    TensorProto.UINT8: (0.0, 255.0),
-    TensorProto.INT8: (-128.0, 127.0),
-    TensorProto.UINT16: (0.0, 65535.0),
-    TensorProto.INT16: (-32768.0, 32767.0),
-}
 MOVING = frozenset(
     (
         *("Concat", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose"),
@@ -45,73 +49,6 @@ COPYING = frozenset(("DepthToSpace", "Expand", "SpaceToDepth", "Tile"))
 """Operators that leave out no number and change none, and move them in ways of their own."""
 _AMONG = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
 _OVERALL = frozenset(("ReduceMax", "ReduceMean", "ReduceMin", "Resize", "Upsample", *COPYING))
-_COMPARING = {"Greater": 1, "GreaterOrEqual": 1, "Less": -1, "LessOrEqual": -1}
-
-
-class Range(NamedTuple):
-    """The least and the largest number, along the axes of the tensor."""
-
-    low: Double
-    high: Double
-
-    @property
-    def is_one(self) -> NDArray[np.bool_]:
-        """Where there is only one number."""
-        return np.asarray(self.low == self.high)
-
-    @property
-    def overall(self) -> Range:
-        """One pair for all channels."""
-        return _range(np.min(self.low, initial=np.inf), np.max(self.high, initial=-np.inf))
-
-
-def _range(low: Double | float, high: Double | float) -> Range:
-    return Range(np.asarray(low, np.float64), np.asarray(high, np.float64))
-
-
-ANY = _range(-np.inf, np.inf)
-
-
-def _sigmoid(x: Double) -> Double:
-    return np.asarray(1 / (1 + np.exp(-x)))
-
-
-RISING: Mapping[str, Callable[[Double], Double]] = {
-    "Ceil": np.ceil,
-    "Celu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "Elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "Erf": np.tanh,  # It rises as Erf does, between the same ends.
-    "Exp": np.exp,
-    "Floor": np.floor,
-    "Relu": lambda x: np.maximum(x, 0),
-    "Round": np.round,
-    "Selu": lambda x: np.where(x > 0, 1.06 * x, 1.76 * np.expm1(np.minimum(x, 0))),
-    "Sigmoid": _sigmoid,
-    "Sign": np.sign,
-    "Softplus": lambda x: np.logaddexp(x, 0),
-    "Softsign": lambda x: np.where(np.isinf(x), np.sign(x), x / (1 + np.abs(x))),
-    "Sqrt": lambda x: np.sqrt(np.maximum(x, 0)),
-    "Tanh": np.tanh,
-}
-"""Functions of one number that never fall. Only their ends and their flat parts count."""
-_FROM_TO: Mapping[str, tuple[float, float]] = {
-    "Abs": (0.0, np.inf),
-    "And": (0.0, 1.0),
-    "Celu": (-np.inf, np.inf),
-    "Cos": (-1.0, 1.0),
-    "Elu": (-np.inf, np.inf),
-    "Gelu": (-0.171, np.inf),
-    "HardSwish": (-0.376, np.inf),
-    "LogSoftmax": (-np.inf, 0.0),
-    "Mish": (-0.31, np.inf),
-    "ReduceL1": (0.0, np.inf),
-    "ReduceL2": (0.0, np.inf),
-    "ReduceSumSquare": (0.0, np.inf),
-    "Shape": (0.0, np.inf),
-    "Sin": (-1.0, 1.0),
-    "Softmax": (0.0, 1.0),
-    "Swish": (-0.279, np.inf),
-}
 _WITH_NUMBERS = ("Celu", "Elu", "Selu")
 """Functions whose own α may be another: below 0 no more is told than where they are flat."""
 
@@ -155,7 +92,7 @@ class Bounds:
 
     def _of_base(self, base: int) -> Range:
         made, kind = self.made.get(base), self.table.types[base]
-        whole = _range(*_BY_TYPE.get(kind, (-np.inf, np.inf)))
+        whole = range_of(*BY_TYPE.get(kind, (-np.inf, np.inf)))
         if made is None:
             return whole
         if isinstance(made, Sum):
@@ -171,7 +108,7 @@ class Bounds:
             part = self.held.get(term.base, ANY)
             if term.linear is not None:
                 part = self._of_linear(term.linear, part, rank)
-            one, other = (_times(term.scale, end) for end in part)
+            one, other = (times(term.scale, end) for end in part)
             least, most = np.minimum(one, other), np.maximum(one, other)
             try:
                 low, high = low + least, high + most
@@ -189,13 +126,13 @@ class Bounds:
 
     def _of_linear(self, linear: Linear, data: Range, rank: int | None) -> Range:
         if linear.of_shift:
-            data = _range(0.0, 1.0)
+            data = range_of(0.0, 1.0)
         channels = linear.group * linear.columns
         ends = [vector(e, linear.data_axis, linear.data_rank, channels) for e in data]
         if ends[0] is None or ends[1] is None:
             ends = [np.full(channels, end) for end in data.overall]
         if linear.gain is not None:
-            pair = [_times(linear.gain, end) for end in ends if end is not None]
+            pair = [times(linear.gain, end) for end in ends if end is not None]
             ends = [np.minimum(*pair), np.maximum(*pair)]
         low, high = ends
         assert low is not None
@@ -213,8 +150,8 @@ class Bounds:
             up, down = (np.maximum(sign * weights, 0).sum(axis=2) for sign in (1, -1))
             columns = (np.arange(start, stop) // each)[:, None] * linear.columns
             columns = columns + np.arange(linear.columns)
-            least = _times(up, low[columns]) - _times(down, high[columns])
-            most = _times(up, high[columns]) - _times(down, low[columns])
+            least = times(up, low[columns]) - times(down, high[columns])
+            most = times(up, high[columns]) - times(down, low[columns])
             found[:, start:stop] = least.sum(axis=1), most.sum(axis=1)
         return Range(*(along(end, linear.axis, rank) for end in found))
 
@@ -223,35 +160,47 @@ class Bounds:
         data = inputs[0] if inputs else ANY
         if kind == "Clip" and known.numbers:
             return Range(*(np.clip(end, known.numbers[0], known.numbers[1]) for end in data))
+        if kind in ("LeakyRelu", "PRelu"):
+            return self._leaking(known, inputs)
         if kind in RISING and kind not in _WITH_NUMBERS:
             with np.errstate(all="ignore"):
                 return Range(*(np.asarray(RISING[kind](end)) for end in data))
-        if kind in _FROM_TO:
-            return _range(*_FROM_TO[kind])
+        if kind in FROM_TO:
+            return range_of(*FROM_TO[kind])
         if kind in MOVING:
-            return self._moved(known, number, inputs) or _union(inputs).overall
+            return self._moved(known, number, inputs) or union(inputs).overall
         if kind in _AMONG and number == 0:
             rank = _rank(known)
             data = data if all(is_of_channels(end, rank) for end in data) else data.overall
-            return _union([data, _range(0.0, 0.0)]) if kind == "AveragePool" else data
+            return union([data, range_of(0.0, 0.0)]) if kind == "AveragePool" else data
         if kind in _OVERALL and number == 0:
             return data.overall
         if kind == "Pad":
-            filled = [_range(each, each) for each in known.numbers]
-            return _union([data, *filled]).overall if filled else ANY
+            filled = [range_of(each, each) for each in known.numbers]
+            return union([data, *filled]).overall if filled else ANY
         if kind == "Cast":
             return data
         if kind in ("Max", "Min") and inputs:
             chosen = np.maximum if kind == "Max" else np.minimum
             lows, highs = zip(*inputs, strict=True)
-            return Range(_reduced(chosen, lows), _reduced(chosen, highs))
+            return Range(reduced(chosen, lows), reduced(chosen, highs))
         if kind == "Mul" and len(inputs) == 2:
             return _product(known, *inputs)
         if kind == "Where" and len(inputs) == 3:
-            return _union(inputs[1:])
-        if kind in _COMPARING and len(inputs) == 2:
-            return _compared(kind, *inputs)
+            return union(inputs[1:])
+        if kind in COMPARING and len(inputs) == 2:
+            return compared(kind, *inputs)
         return ANY
+
+    def _leaking(self, known: Known, inputs: Sequence[Range]) -> Range:
+        """LeakyRelu and PRelu: a multiple below 0."""
+        data, slope = inputs[0], inputs[-1]
+        if known.kind == "LeakyRelu" and known.place is not None:
+            alpha = attributes(known.place[2]).get("alpha", 0.01)
+            slope = range_of(alpha, alpha)
+        below = [times(s, np.minimum(end, 0)) for s in slope for end in data]
+        low, high = reduced(np.minimum, below), reduced(np.maximum, below)
+        return Range(low + np.maximum(data.low, 0), high + np.maximum(data.high, 0))
 
     def inputs(self, known: Known) -> list[Range]:
         """The bounds of what an operator reads."""
@@ -269,7 +218,7 @@ class Bounds:
                 found.append(ANY)
                 continue
             numbers = values.astype(np.float64)
-            own = _range(numbers, numbers)
+            own = range_of(numbers, numbers)
             found.append(own if numbers.size < _MANY else own.overall)
         return found
 
@@ -317,30 +266,9 @@ def _read(made: Known | Sum | None) -> list[Expression]:
     return [] if made is None else [value for value in made.inputs if value is not None]
 
 
-def _times(factor: Double, end: Double) -> Double:
-    """A product in which 0 times anything is 0."""
-    with np.errstate(invalid="ignore"):
-        return np.where((factor == 0) | (end == 0), 0.0, factor * end)
-
-
-def _reduced(chosen: Callable[[Double, Double], Double], ends: Sequence[Double]) -> Double:
-    total = ends[0]
-    for end in ends[1:]:
-        total = chosen(total, end)
-    return total
-
-
-def _union(ranges: Sequence[Range]) -> Range:
-    lows, highs = zip(*ranges, strict=True)
-    try:
-        return Range(_reduced(np.minimum, lows), _reduced(np.maximum, highs))
-    except ValueError:  # Parts of other sizes.
-        return _range(min(np.min(e) for e in lows), max(np.max(e) for e in highs))
-
-
 def _product(known: Known, one: Range, other: Range) -> Range:
-    ends = [_times(a, b) for a in one for b in other]
-    low, high = _reduced(np.minimum, ends), _reduced(np.maximum, ends)
+    ends = [times(a, b) for a in one for b in other]
+    low, high = reduced(np.minimum, ends), reduced(np.maximum, ends)
     maps = [value.map for value in known.inputs if value is not None]
     if len(maps) == 2 and _is_same(*maps):
         low = np.maximum(low, 0)  # A square.
@@ -351,15 +279,6 @@ def _is_same(one: Term | None, other: Term | None) -> bool:
     if one is None or other is None or one.base != other.base:
         return False
     return bool(np.array_equal(one.scale, other.scale))
-
-
-def _compared(kind: str, one: Range, other: Range) -> Range:
-    if _COMPARING[kind] < 0:
-        one, other = other, one
-    strict = kind in ("Greater", "Less")
-    never = one.high <= other.low if strict else one.high < other.low
-    always = one.low > other.high if strict else one.low >= other.high
-    return _range(np.where(always, 1.0, 0.0), np.where(never, 0.0, 1.0))
 
 
 def is_flat(known: Known, data: Range) -> NDArray[np.bool_]:

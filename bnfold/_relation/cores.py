@@ -141,6 +141,7 @@ def _norm(side: Side, scope: Scope, plain: Core) -> Core | None:
     rank = side.rank(scope, node.input[0])
     if rank is None or any(node.output[1:]):
         return None
+    side.note_rank(scope, node.output[0], rank)
     steps, names = [], list(node.input)
     for place, name in enumerate(node.input[1:3], 1):
         if not name:

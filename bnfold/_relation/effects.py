@@ -16,7 +16,6 @@ from bnfold._relation.bounds import (
     COPYING,
     MOVING,
     Bounds,
-    Range,
     is_flat,
     is_of_channels,
     moved,
@@ -25,6 +24,7 @@ from bnfold._relation.bounds import (
 from bnfold._relation.call import full_rank
 from bnfold._relation.expressions import Double, Expression
 from bnfold._relation.liveness import CANCELS, Effect, Seen, kept, of_sum
+from bnfold._relation.ranges import Range
 from bnfold._relation.relations import Related
 from bnfold._relation.side import attributes
 from bnfold._relation.table import Known, Sum
@@ -50,6 +50,8 @@ _CHANNELWISE = frozenset(
 """Operators that make each channel of the same one, and show in it what differs."""
 _WINDOWS = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
 """Those whose numbers are made of several positions."""
+POINTWISE = _CHANNELWISE - _WINDOWS
+"""Those whose numbers stay where they are."""
 _MIXING = frozenset(
     (
         *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "LogSoftmax"),

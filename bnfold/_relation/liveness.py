@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,15 +109,21 @@ def weight_of(place: Sequence[int]) -> float:
     return float(np.prod([base**at for base, at in zip(bases, place, strict=False)]))
 
 
-def live_places(linear: Linear) -> NDArray[np.bool_]:
+def live_places(linear: Linear, pads: Sequence[int] = ()) -> NDArray[np.bool_]:
     """By place whether it is known to read data anywhere, and not padding alone.
+
+    ``pads`` are those that the data have themselves, before and behind each axis of positions.
 
     Output position p of a window reads ``s·p + place``, the last one has ``s·p <= size + extent``.
     Position p of a transposed one reads ``i`` with ``s·i + d·k - pad = p``.
     """
-    if not linear.is_padded:
+    if not (linear.is_padded or any(pads)):
         return np.ones(len(linear.places), np.bool_)
     count = len(linear.places[0])
+    if any(pads):
+        if linear.kind[0] != "window" or len(pads) != 2 * count:
+            return np.zeros(len(linear.places), np.bool_)
+        linear = _ahead_of_pads(linear, pads)
     sizes = linear.sizes if linear.sizes is not None else (None,) * count
     if len(sizes) != count or linear.kind[0] not in ("window", "same", "transposed"):
         return np.zeros(len(linear.places), np.bool_)
@@ -126,6 +133,23 @@ def live_places(linear: Linear) -> NDArray[np.bool_]:
             for pairs in (tuple(zip(place, sizes, strict=True)) for place in linear.places)
         ]
     )
+
+
+def _ahead_of_pads(linear: Linear, pads: Sequence[int]) -> Linear:
+    """The same windows on the data ahead of a Pad."""
+    count = len(linear.places[0])
+    before, total = pads[:count], [a + b for a, b in zip(pads[:count], pads[count:], strict=True)]
+    places = tuple(
+        tuple(at - pad for at, pad in zip(place, before, strict=True)) for place in linear.places
+    )
+    extents = tuple(e + pad for e, pad in zip(linear.kind[2], total, strict=True))
+    sizes = linear.sizes
+    if sizes is not None and len(sizes) == count:
+        sizes = tuple(
+            None if size is None else size - pad for size, pad in zip(sizes, total, strict=True)
+        )
+    kind = (*linear.kind[:2], extents)
+    return replace(linear, kind=kind, places=places, sizes=sizes)
 
 
 def _is_live(linear: Linear, axis: int, place: int, size: int | None) -> bool:

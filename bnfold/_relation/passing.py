@@ -30,7 +30,14 @@ def passed(call: Call) -> list[Pair] | None:
     found = law(call)
     if found is None:
         return None
-    return found if isinstance(found, list) else [found] * len(call.node.output)
+    pairs = found if isinstance(found, list) else [found] * len(call.node.output)
+    return [(_plain(scale), _plain(shift)) for scale, shift in pairs]
+
+
+def _plain(values: Double) -> Double:
+    """The one number, where parts of a Concat have the same, say."""
+    is_one = values.size > 1 and bool(np.all(values == values.flat[0]))
+    return np.asarray(values.flat[0]) if is_one else values
 
 
 def errors_behind(call: Call, found: Sequence[Pair]) -> list[Double | float] | None:

@@ -70,7 +70,7 @@ def affine(side: Side, scope: Scope, node: NodeProto) -> tuple[str, list[Step]] 
     """
     found = _affine(side, scope, node)
     numbers = [each for step in found[1] for each in (step.scale, step.shift)] if found else []
-    return found if all(each is None or np.all(np.isfinite(each)) for each in numbers) else None
+    return found if all(each is None or np.isfinite(each).all() for each in numbers) else None
 
 
 def _affine(side: Side, scope: Scope, node: NodeProto) -> tuple[str, list[Step]] | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bnfold._relation import effects
 from bnfold._relation.bounds import Bounds
+from bnfold._relation.call import Call
 from bnfold._relation.expressions import (
     Double,
     Expression,
@@ -119,8 +120,10 @@ def _drawn(bounds: Bounds, key: Key, parts: Sequence[Part]) -> Double:
     """By channel and place of a layout a drawn number; 0 where a weight makes no difference."""
     linear, places = parts[0][0], layout_of(parts).places
     channels, shows = linear.group * linear.columns, np.zeros(len(places))
+    pads = _pads(bounds, key[0])
     for own, _, _ in parts:
-        for place, is_live in zip(own.places, live_places(own), strict=True):
+        lives = np.zeros(len(own.places)) if pads is None else live_places(own, pads)
+        for place, is_live in zip(own.places, lives, strict=True):
             if is_live:
                 shows[places[place]] = weight_of(place)
     if key[1]:  # It reads 1 in every channel.
@@ -131,6 +134,30 @@ def _drawn(bounds: Bounds, key: Key, parts: Sequence[Part]) -> Double:
     if fixed is not None:
         numbers = np.where(fixed != 0, 0.0, numbers)
     return np.asarray(numbers[:, None] * shows)
+
+
+def _pads(bounds: Bounds, base: int) -> Sequence[int] | None:
+    """What a Pad puts around the positions of a base; () without one, None where not known.
+
+    Between the two a number stays where it is.
+    """
+    made = bounds.made.get(base)
+    while made is not None:
+        values = made.inputs if isinstance(made, Known) else [made.expression]
+        if isinstance(made, Known) and made.kind == "Pad":
+            side, scope, node = made.place or (None, None, None)
+            if side is None or scope is None or node is None:
+                return None
+            pads = Call(side, scope, node, [], "Pad").integers(1, "pads")
+            if not made.numbers or pads is None or len(pads) < 6:
+                return () if not made.numbers and pads is not None else None
+            half = len(pads) // 2
+            return [*pads[2:half], *pads[half + 2 :]]
+        if isinstance(made, Known) and made.kind not in effects.POINTWISE:
+            return ()
+        term = values[0].map if values and values[0] is not None else None
+        made = bounds.made.get(term.base) if term is not None else None
+    return ()
 
 
 def _of_scales(bounds: Bounds, first: Expression, value: Expression, worst: Difference) -> Effect:

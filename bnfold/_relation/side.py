@@ -58,7 +58,6 @@ class Side:
 
     ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
     ``functions`` are the model's local functions. ``versions`` has those of the operators' domains.
-    ``weights`` has what `floats` has found, by the graph that reads it and the name.
     With ``halves_are_exact`` nothing is laid to the rounding of numbers in half precision, beyond
     that of float32.
     """
@@ -70,7 +69,6 @@ class Side:
     ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
     functions: Hashable = ()
     versions: Mapping[str, int] = field(default_factory=dict)
-    weights: dict[tuple[str, str], Weight | None] = field(default_factory=dict)
     halves_are_exact: bool = False
 
     @classmethod
@@ -121,19 +119,13 @@ class Side:
 
     def floats(self, scope: Scope, name: str) -> Weight | None:
         """Constant numbers of floating point, dequantized ones as well, or None."""
-        key = scope.path, name
-        if name and key not in self.weights:
-            self.weights[key] = self._floats(scope, name)
-        return self.weights[key] if name else None
-
-    def _floats(self, scope: Scope, name: str) -> Weight | None:
         found = self.constant(scope, name)
-        if found is None:
+        if found is None and name:
             integers = dequantized(self.constants, scope, name)
             if not isinstance(integers, Dequantized) or integers.weight.protected is not None:
                 return None
             found = integers.weight
-        if not found.is_float:
+        if found is None or not found.is_float:
             return None
         part = functools.partial(self.constants.part, found)
         unit = _EPS[found.data_type]

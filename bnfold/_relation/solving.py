@@ -256,7 +256,9 @@ def constant_rows(value: Expression, rank: int | None) -> Double:
     parts = parts_of(value, axis, rank, rows, len(linears[0].places[0]))
     found, reader = np.zeros(rows), Reader()
     left = np.flatnonzero(~is_moved(parts, rows)).tolist()
-    layouts = {key: layout_of(part) for key, part in parts.items()} if left else {}
+    if not left:
+        return along(found, axis, rank)
+    layouts = {key: layout_of(part) for key, part in parts.items()}
     for block in blocks(rows, sum(each.width for each in layouts.values()), left):
         values, slack = filled(parts, layouts, block, reader)
         found[block] = (np.abs(values) <= slack).all(axis=1)

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a Slice of constants takes each number",
+        "_onnx/read/moved.py",
+        "taken[axis] = slice(start, end, step)",
+        "taken[axis] = slice(start, end)",
+        "tests/test_moved.py",
+    ),
+    Mutant(
         "an Einsum in a body is overlooked",
         "_onnx/read/einsum.py",
         'node.op_type == "Einsum" or any(_has_einsum(body) for _, body in bodies(node))',

@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant(
         "weights that read padding alone refute",
         "_relation/liveness.py",
-        "if not linear.is_padded:",
+        "if not (linear.is_padded or any(pads)):",
         "if True:",
         "tests/relation/test_showing.py",
     ),
@@ -153,6 +153,13 @@ MUTANTS = (
         "_relation/effects.py",
         "<= _EVEN_BY * np.max(np.abs(full))",
         "< 0",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
+        "weights that read what a Pad puts around refute",
+        "_relation/liveness.py",
+        "if not (linear.is_padded or any(pads)):",
+        "if not linear.is_padded:",
         "tests/relation/test_showing.py",
     ),
     Mutant(

@@ -9,6 +9,27 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "parts of one scale have a scale in each place",
+        "_relation/passing.py",
+        "is_one = values.size > 1 and bool(np.all(values == values.flat[0]))",
+        "is_one = False",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "numbers that are not the same are one",
+        "_relation/passing.py",
+        "is_one = values.size > 1 and bool(np.all(values == values.flat[0]))",
+        "is_one = values.size > 1",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "a norm without a known shape has no known rank",
+        "_relation/cores.py",
+        "side.note_rank(scope, node.output[0], rank)",
+        "pass",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
         "rows whose scales are one but for rounding have each its own",
         "_relation/relations.py",
         "if not np.any(same):",

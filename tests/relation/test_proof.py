@@ -480,3 +480,41 @@ def test_shifts_of_rows_that_are_the_same_but_for_rounding_are_one_number():
         assert proof(wrong, behind).status != "proved"
         wrong = changed(behind, "high", lambda b, o=off: b + np.float32(o))
         assert proof(made, wrong).status != "proved"
+
+
+def test_parts_with_one_scale_have_one_scale_together():
+    """The parts lie along the last axis, where a Conv could take in no other."""
+    layer = conv("conv", "b", "y", (4, 4, 1, 1))
+    made = model(
+        const("Mul", "x", "a", np.float32(-1.5)),
+        op("Concat", "a a", "b", axis=3),
+        layer,
+        x=(2, 4, 4, 4),
+    )
+    folded = bnfold.fold(made)
+    assert "Mul" not in [node.op_type for node in folded.graph.node]
+    assert proof(made, folded).status == "proved"
+    other = model(
+        const("Mul", "x", "a", np.float32(-1.5)),
+        const("Mul", "x", "c", np.float32(1.5)),
+        op("Concat", "a c", "b", axis=3),
+        layer,
+        x=(2, 4, 4, 4),
+    )
+    assert proof(other, folded).status != "proved"
+
+
+def test_a_norm_whose_shape_inference_does_not_know_has_the_rank_of_its_data():
+    made = model(
+        op("GroupNormalization", "x g b", "n", num_groups=2),
+        bn("bn", "n", "y", 4),
+        x=(2, 4, 4, 4),
+        weights={"g": positive(4), "b": rand(4)},
+        opset=21,
+    )
+    folded = bnfold.fold(made)
+    assert [node.op_type for node in folded.graph.node] == ["GroupNormalization"]
+    assert proof(made, folded).status == "proved"
+    for name in ("g", "b"):
+        wrong = changed(folded, name, lambda v: v * np.float32([1, 1, 1.0001, 1]))
+        assert proof(made, wrong).status != "proved"

@@ -19,10 +19,10 @@ def net(*tail, x=FOUR, kernel=1, weights=None, y="y", opset=17, **attributes):
     return model(first, *tail, x=x, weights=weights, y=y, opset=opset)
 
 
-def ahead(*pieces, kernel=1, channels=3, x=FOUR, **attributes):
+def ahead(*pieces, kernel=1, channels=3, x=FOUR, weights=None, **attributes):
     """A convolution that reads what some operators make of the input."""
     last = conv("one", "d", "y", (4, channels, kernel, kernel), **attributes)
-    return model(*pieces, last, x=x)
+    return model(*pieces, last, x=x, weights=weights)
 
 
 def first(values):
@@ -171,6 +171,22 @@ HIDDEN = {
         net(RELU, x=(1, 3, 4, 4), kernel=3, pads=[4] * 4, dilations=[4, 4], y="r"),
         corner,
     ),
+    "padding ahead": (
+        ahead(
+            *(op("GlobalAveragePool", "x", "p"), op("Pad", "p k", "q"), op("Relu", "q", "d")),
+            kernel=3,
+            weights={"k": I([0, 0, 1, 1, 0, 0, 1, 1])},
+        ),
+        corner,
+    ),
+    "relu of what a prelu leaves": (
+        net(
+            *(op("Relu", "t", "s"), const("Mul", "s", "n", np.float32(-1))),
+            *(op("PRelu", "n k", "m"), op("Relu", "m", "r"), two()),
+            weights={"k": np.float32([0.5])},
+        ),
+        first,
+    ),
     "zero channel": (
         ahead(
             op("Sigmoid", "x", "s"),
@@ -208,6 +224,10 @@ SHOWN = {
         first,
     ),
     "gate": (net(op("Sigmoid", "t", "s"), op("Mul", "s t", "y")), first),
+    "padding ahead": (
+        ahead(op("Pad", "x k", "d"), kernel=3, weights={"k": I([0, 0, 1, 1, 0, 0, 1, 1])}),
+        corner,
+    ),
     "padding": (net(RELU, x=FOUR, kernel=3, pads=[1] * 4, y="r"), corner),
     "no sizes": (
         net(RELU, two(), x=(1, 3, None, None), kernel=3, pads=[1] * 4, strides=[2, 2]),

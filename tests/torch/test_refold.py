@@ -245,6 +245,14 @@ def test_weights_that_do_not_fit():
         with pytest.raises(UsageError, match=rf"do not fit Sequential: .*{text}") as caught:
             bnfold.refold(folded, weights)
         assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(UsageError, match=r'running_var" and 4 more; Unexpected') as caught:
+        bnfold.refold(bnfold.fold(ready(plain()), (X,)), {f"m.{n}": v for n, v in good.items()})
+    assert str(caught.value).count('"m.') == 6
+    with pytest.raises(UsageError, match=r"do not fit Sequential: .* and 4 more$") as caught:
+        bnfold.refold(folded, {**good, **{n: v[:0] for n, v in good.items() if v.dim()}})
+    assert len(str(caught.value)) < 1200
+    with pytest.raises(UsageError, match=r"give the network itself, model\.module"):
+        bnfold.refold(nn.DataParallel(folded), good)
     for wrong in (None, [1], good.items()):
         with pytest.raises((TypeError, UsageError)):
             bnfold.refold(folded, wrong)

@@ -185,6 +185,31 @@ def test_what_is_rounded_to_integers_goes_on_being_rounded():
     assert_close(outputs(module, (X,), {}), outputs_of(wide(folded), (X,), {}), 1e-14)
 
 
+def test_integers_are_those_of_the_numbers_in_their_own_type():
+    """A scale that is computed from a norm stays float32, and so do the numbers it rounds."""
+
+    class Scaled(Conv):
+        def __init__(self):
+            super().__init__(4, 4, 3)
+            self.register_buffer("zero", torch.zeros(4, dtype=torch.int32))
+
+        def standard(self):
+            weight = super().standard()
+            scale = weight.abs().amax((1, 2, 3)) / 100
+            return torch.fake_quantize_per_channel_affine(weight, scale, self.zero, 0, -128, 127)
+
+    module = ready(nn.Sequential(Scaled(), nn.BatchNorm2d(4)), torch.float32)
+    x = X.float()
+    given = exported(module, x)
+    folded = bnfold.fold(given)
+    assert norms(folded) == 0 and "fake_quantize_per_channel_affine" in ops(folded)
+    assert {str(t.dtype) for t in folded.state_dict.values() if t.is_floating_point()} == {
+        "torch.float32"
+    }
+    with torch.no_grad():
+        assert_close([module(x)], [folded.module()(x)], 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("behind", [nn.Identity, lambda: nn.BatchNorm2d(4)])
 def test_a_weight_is_rounded_once(dtype, behind):

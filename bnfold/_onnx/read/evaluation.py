@@ -21,6 +21,7 @@ from onnx import NodeProto, TensorProto, helper
 from bnfold._onnx import tensors
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.engines import Others, dominated, spread
+from bnfold._onnx.read.moved import moved
 from bnfold._onnx.read.norms import NORMS, normalize
 
 Array = NDArray[Any]
@@ -193,7 +194,8 @@ def _double(values: Array | None) -> Array | None:
 def evaluate(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> Array:
     """The first output of one operator on the given values, by ONNX's reference implementation.
 
-    That has Erf in float32 alone, so it is computed here.
+    That has Erf in float32 alone, so it is computed here. What only moves numbers is moved here
+    (`moved`).
 
     Raises ``ValueError`` for a Softmax below opset 13. It makes a matrix of what it reads first,
     and the reference does not.
@@ -202,6 +204,9 @@ def evaluate(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> Arr
         raise ValueError(f"{node.op_type} means something else below opset 13")
     if node.op_type == "Erf" and inputs[0] is not None:
         return np.asarray(_ERF(inputs[0])).astype(inputs[0].dtype)
+    known = moved(node, inputs, opset)
+    if known is not None:
+        return np.asarray(known)
     from onnx.reference import ReferenceEvaluator
 
     feeds = {

@@ -17,9 +17,12 @@ from bnfold._torch.module.held_values import RECIPE
 from bnfold._torch.module.parameters import stored
 from bnfold._torch.module.plain_attributes import changed, common, hidden, snapshot
 from bnfold._torch.module.ties import tie
+from bnfold._torch.read.export import refuse_wrapped
 from bnfold._torch.tensors import deep_copy
 
 _PLAIN = (Tensor, nn.Parameter)
+_LINES = 6
+"""So many names or differences are told of weights that do not fit."""
 _LOADING = (
     *("load_state_dict", "_load_from_state_dict", "set_extra_state"),
     *("__getattr__", "__getattribute__", "__setattr__", "__delattr__"),
@@ -106,6 +109,7 @@ def refold(folded: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
     """See `bnfold.refold`."""
     recipe = folded.__dict__.get(RECIPE)
     if not isinstance(recipe, Recipe):
+        refuse_wrapped(folded)
         raise UsageError(
             f"{type(folded).__name__} does not know how it was folded: bnfold.fold did not make it "
             "in this process, or with merge=True, or it was loaded from a file, or plain "
@@ -183,10 +187,21 @@ def _load(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
     try:
         module.load_state_dict(state_dict)
     except Exception as error:  # load_state_dict, or a hook of the module's own.
-        text = "; ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip())
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        text = "; ".join(_shortened(line) for line in lines[:_LINES] if line)
+        text += f" and {len(lines) - _LINES} more" if len(lines) > _LINES else ""
         raise UsageError(
             f"the weights do not fit {type(module).__name__}: {text or error}"
         ) from error
+
+
+def _shortened(line: str) -> str:
+    """A line of PyTorch's with the first of the names that it lists."""
+    listed, *rest = line.rsplit(": ", 1)
+    names = rest[0].rstrip(".").strip().split(", ") if rest else []
+    if len(names) <= _LINES:
+        return line
+    return f"{listed}: {', '.join(names[:_LINES])} and {len(names) - _LINES} more"
 
 
 def _loads_by_itself(module: nn.Module) -> bool:

@@ -182,10 +182,7 @@ def check(module: nn.Module) -> None:
         raise UsageError(
             "an unflattened program cannot be folded: give the program it was made from"
         )
-    if isinstance(module, _WRAPPERS):
-        raise UsageError(
-            f"a {name} is a wrapper around the network: give the network itself, model.module"
-        )
+    refuse_wrapped(module)
     for path, part in module.named_modules():
         forward = part.__dict__.get("forward")
         # torch.compile(module) makes a module of its own, which copies well.
@@ -209,6 +206,15 @@ def check(module: nn.Module) -> None:
             raise UsageError(
                 f"{name} is a meta tensor, which has no values: load the weights first"
             )
+
+
+def refuse_wrapped(module: nn.Module) -> None:
+    """Raise `UsageError` for a network that is in a wrapper for several devices."""
+    if isinstance(module, _WRAPPERS):
+        name = type(module).__name__
+        raise UsageError(
+            f"a {name} is a wrapper around the network: give the network itself, model.module"
+        )
 
 
 def refuse_pruned(module: nn.Module) -> None:

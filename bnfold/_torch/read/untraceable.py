@@ -83,6 +83,7 @@ def _violated(text: str) -> str:
     text = re.sub(r"L\['(\w+)'\]", r"\1", text)
     guards = _GUARD.findall(text)
     said = guards[0] if guards else "the sizes cannot vary as asked"
+    said = said.partition(". If you're using mark_dynamic")[0]  # Nobody is, here.
     said += f" (and {len(guards) - 1} more)" if len(guards) > 1 else ""
     fixes = _FIXES.search(text)
     lines = [line.strip() for line in fixes.group(1).splitlines()] if fixes is not None else []
