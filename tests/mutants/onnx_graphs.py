@@ -309,7 +309,7 @@ MUTANTS = (
     Mutant(
         "a small file asks for a constant of gigabytes",
         "_onnx/read/constants.py",
-        "            refuse_huge(node, read)\n",
+        "            refuse_huge(node, read, sum(stored.values()))\n",
         "",
         "tests/cli/test_damaged.py",
     ),
