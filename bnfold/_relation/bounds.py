@@ -7,7 +7,7 @@ too narrow, as rounding may have moved them: what lies on an edge counts as beyo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 
 import numpy as np
@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from bnfold._relation import passing
 from bnfold._relation.call import Call, is_off
-from bnfold._relation.expressions import Array, Double, Expression, Linear, Term, along, vector
+from bnfold._relation.expressions import (
+    Array,
+    Double,
+    Expression,
+    Linear,
+    Term,
+    along,
+    behind,
+    vector,
+)
+from bnfold._relation.liveness import live_places
 from bnfold._relation.ranges import (
     ANY,
     BY_TYPE,
@@ -130,7 +140,10 @@ class Bounds:
         channels = linear.group * linear.columns
         ends = [vector(e, linear.data_axis, linear.data_rank, channels) for e in data]
         if ends[0] is None or ends[1] is None:
-            ends = [np.full(channels, end) for end in data.overall]
+            if linear.axis == linear.data_axis < 0 and linear.gain is None:
+                return _by_position(linear, data)
+            takes = zip(data, (np.min, np.max), strict=True)
+            ends = [by_channel(linear, channels, end, take) for end, take in takes]
         if linear.gain is not None:
             pair = [times(linear.gain, end) for end in ends if end is not None]
             ends = [np.minimum(*pair), np.maximum(*pair)]
@@ -139,6 +152,9 @@ class Bounds:
         assert high is not None
         if linear.is_padded:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
+        lives = live_places(linear)
+        if not lives.any():
+            return range_of(0.0, 0.0)
         if np.all(np.isinf(low)) and np.all(np.isinf(high)) and not linear.of_shift:
             return ANY
         found = np.empty((2, linear.rows))
@@ -146,7 +162,7 @@ class Bounds:
         step = max(_MANY // max(linear.columns * len(linear.places), 1), 1)
         for start in range(0, linear.rows, step):
             stop = min(start + step, linear.rows)
-            weights = linear.rows_from(start, stop).astype(np.float64)
+            weights = linear.rows_from(start, stop)[:, :, lives].astype(np.float64)
             up, down = (np.maximum(sign * weights, 0).sum(axis=2) for sign in (1, -1))
             columns = (np.arange(start, stop) // each)[:, None] * linear.columns
             columns = columns + np.arange(linear.columns)
@@ -246,6 +262,27 @@ def moved(known: Known, given: Sequence[Related | None]) -> list[tuple[Double, D
     except (IndexError, ValueError):  # Indices that the operator itself would refuse.
         return None
     return found if found is None or isinstance(found, list) else [found]
+
+
+def by_channel(linear: Linear, channels: int, end: Double, take: Callable[..., Double]) -> Double:
+    """Of each channel that an operator adds up the least or largest number, wherever it lies."""
+    axes = behind(linear.data_axis, linear.data_rank)
+    if axes is None or end.ndim <= axes or end.shape[-1 - axes] not in (1, channels):
+        return np.full(channels, take(end))
+    own = np.moveaxis(end, -1 - axes, 0).reshape(end.shape[-1 - axes], -1)
+    return np.broadcast_to(take(own, axis=1), (channels,))
+
+
+def _by_position(linear: Linear, data: Range) -> Range:
+    """A product whose data have other bounds along other axes than the one that it adds up."""
+    axis = linear.axis
+    if data.low.ndim < -axis or data.high.ndim < -axis or linear.rows * linear.columns > _MANY:
+        return ANY
+    weights = linear.load().astype(np.float64)[:, :, 0]
+    shape = (-1, *(1,) * (-1 - axis))
+    up, down = (np.maximum(sign * weights, 0).sum(axis=1).reshape(shape) for sign in (1, -1))
+    low, high = np.min(data.low, axis, keepdims=True), np.max(data.high, axis, keepdims=True)
+    return Range(times(up, low) - times(down, high), times(up, high) - times(down, low))
 
 
 def _rank(known: Known) -> int | None:

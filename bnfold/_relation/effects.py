@@ -85,6 +85,9 @@ _WITH_INTEGERS = {"ArgMax", "ArgMin", "Bernoulli", "QuantizeLinear", *MOVING, *C
 """Operators of which integers show a difference for some data."""
 _EVEN_BY = 1e-3
 """Differences are one number if they are so near to each other: stored weights are rounded."""
+_LESS = 0.618
+"""What a function leaves of a difference is another number than it was."""
+_MEANS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
 _BEYOND = 512.0
 """Numbers so large are cut to the ends of a quantizer's eight bits, whatever its zero point."""
 
@@ -185,7 +188,12 @@ def of_operator(
         shows = ~(inputs[0].is_one | is_flat(known, inputs[0]))
         if kind in _WINDOWS and not is_of_channels(shows, rank):
             shows = np.asarray(np.all(shows))
-        return [_masked(first, shows), *rest]
+        made = _masked(first, shows)
+        if kind in _MEANS and not isinstance(made, Seen) and made is not None:
+            sizes = side.shapes.sizes(scope, node.input[0])
+            if sizes is not None and all(size == 1 for size in sizes[2:]):
+                made = made / _LESS  # It is what it was.
+        return [made, *rest]
     if kind in COPYING:
         one = isinstance(first, Seen) or first.size == 1 or kind == "Expand"
         return [first if one else Seen.SOMEWHERE]
@@ -247,7 +255,7 @@ def _masked(effect: Effect, shows: NDArray[np.bool_]) -> Effect:
         return None
     if isinstance(effect, Seen):
         return effect if shows.all() else Seen.UNSURE
-    return None if effect is None else kept(0.618 * effect * shows)
+    return None if effect is None else kept(_LESS * effect * shows)
 
 
 def _moved(known: Known, given: Sequence[Effect]) -> list[Effect]:

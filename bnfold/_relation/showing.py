@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bnfold._relation import effects
-from bnfold._relation.bounds import Bounds
+from bnfold._relation.bounds import Bounds, by_channel
 from bnfold._relation.call import Call
 from bnfold._relation.expressions import (
     Double,
@@ -130,9 +130,8 @@ def _drawn(bounds: Bounds, key: Key, parts: Sequence[Part]) -> Double:
         return np.broadcast_to(shows, (channels, len(shows)))
     numbers = np.random.default_rng([_SEED, key[0]]).uniform(0.5, 1.5, channels)
     is_one = bounds.of(of_base(key[0]), None).is_one.astype(np.float64)
-    fixed = vector(is_one, linear.data_axis, linear.data_rank, channels)
-    if fixed is not None:
-        numbers = np.where(fixed != 0, 0.0, numbers)
+    fixed = by_channel(linear, channels, is_one, np.min)
+    numbers = np.where(fixed != 0, 0.0, numbers)
     return np.asarray(numbers[:, None] * shows)
 
 

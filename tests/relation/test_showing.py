@@ -187,6 +187,20 @@ HIDDEN = {
         ),
         first,
     ),
+    "zero channel of a product": (
+        ahead(
+            *(const("Mul", "x", "m", I([0, 1, 2], np.float32).reshape(3, 1, 1)),),
+            *(op("Mul", "m x", "s"), op("MatMul", "s k", "d")),
+            weights={"k": rand(6, 5)},
+        ),
+        column,
+    ),
+    "mean of one position": (
+        net(
+            op("GlobalMaxPool", "t", "p"), op("GlobalAveragePool", "p", "q"), op("Sub", "p q", "y")
+        ),
+        first,
+    ),
     "zero channel": (
         ahead(
             op("Sigmoid", "x", "s"),
@@ -266,7 +280,13 @@ SHOWN = {
         first,
     ),
     "largest of channels": (net(RELU, op("ReduceMax", "r", "y", axes=[1])), first),
-    "arg max": (net(RELU, op("ArgMax", "r", "a", axis=1), op("Cast", "a", "y", to=1)), first),
+    "arg max": (  # Of so many positions some have two channels that are nearly as large.
+        net(
+            *(RELU, op("ArgMax", "r", "a", axis=1), op("Cast", "a", "y", to=1)),
+            x=(2, 3, 32, 32),
+        ),
+        first,
+    ),
 }
 
 
