@@ -321,3 +321,42 @@ def test_a_weight_that_jumps_is_computed_in_its_own_type(kind, merge):
         folded = bnfold.fold(exported(module, x)).module()
     with torch.no_grad():
         assert_close([module(x)], [folded(x)], 1e-5)
+
+
+class Around(nn.Module):
+    """Code around a module, which asks it for more than what it computes."""
+
+    def __init__(self, asks):
+        super().__init__()
+        self.conv = Gained(4, 4, 3)
+        self.conv.table = [1.0, 3.0]
+        self.plain = Conv(4, 4, 1)
+        self.asks = asks
+
+    def forward(self, x):
+        return self.plain(self.conv(x).relu() * self.asks(self.conv))
+
+
+ASKED = {
+    "its class": lambda conv: 2.0 if isinstance(conv, Gained) else 1.0,
+    "a list": lambda conv: conv.table[1],
+    "a parameter's shape": lambda conv: conv.gain.shape[0],
+    "a method": lambda conv: 2.0 if hasattr(conv, "standard") else 1.0,
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_code_around_a_module_asks_it_stays(asked):
+    """It went another way, or could not run, once a plain Conv2d stood there."""
+    module = ready(Around(ASKED[asked]))
+    done = fold(module, X, merge=True)
+    assert type(done.module.conv) is Gained
+    kept = [each for each in done.plan.kept if each.code == "constant-norm"]
+    (told,) = {each.message.partition(" stays: ")[2] for each in kept}
+    assert told.startswith("the code around conv, plain ")
+
+
+def test_what_is_there_as_before_may_be_asked_for():
+    module = ready(Around(lambda conv: conv.out_channels * conv.stride[0]))
+    done = fold(module, X, merge=True)
+    assert type(done.module.conv) is type(done.module.plain) is nn.Conv2d

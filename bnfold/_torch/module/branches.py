@@ -112,11 +112,12 @@ class Branches:
         """The modules that become others, by path; and why others do not, in whose code there is a
         sum or a map. Of modules in each other the outermost one that can does.
         """
-        homes = {path_of(node) for node in self._forms if self._joins(node)}
+        homes = dict.fromkeys(path_of(node) for node in self._forms if self._joins(node))
         blocks: dict[str, Block] = {}
         reasons: dict[str, str] = {}
         done: set[int] = set()
-        for path in sorted(homes & self._owned.modules.keys(), key=lambda path: path.count(".")):
+        known = [path for path in homes if path in self._owned.modules]
+        for path in sorted(known, key=lambda path: path.count(".")):
             around = any(path.startswith(f"{other}.") for other in blocks)
             if not path or around or id(self._owned.modules[path]) in done:
                 continue
