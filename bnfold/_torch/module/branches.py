@@ -29,7 +29,7 @@ from bnfold._torch.module.ownership import Ownership
 from bnfold._torch.module.remainders import HERE, Remainders, Unsuited
 from bnfold._torch.module.stand_ins import HOOKS, OneLinear, Step, names
 from bnfold._torch.program.fold import PlannedProgram
-from bnfold._torch.read.constants import Constant
+from bnfold._torch.read.constants import Constant, jumps
 from bnfold._torch.read.export import Calls, export
 from bnfold._torch.read.graph import Graph, operators, path_of
 from bnfold._torch.read.nodes import (
@@ -251,7 +251,10 @@ class Branches:
         return made
 
     def _program(self, head: Sequence[fx.Node], source: fx.Node, end: fx.Node) -> ExportedProgram:
-        """The branches as a program of their own, in float64. Raises `UsageError`."""
+        """The branches as a program of their own, in float64.
+
+        Raises `UsageError`, and `Unsuited` for a weight that is another one in float64.
+        """
         constants, held = self._graph.context.constants, nn.Module()
         needed, waiting = set(head), list(head)
         while waiting:
@@ -265,6 +268,10 @@ class Branches:
             if node not in needed:
                 continue
             if node.op != "placeholder":
+                if node not in head and node.op == "call_function" and jumps(node):
+                    raise Unsuited(
+                        f"computes its weight with {node.name}, which rounds or compares"
+                    )
                 made[node] = graph.node_copy(node, made.__getitem__)
                 continue
             found = constants.find(node)
