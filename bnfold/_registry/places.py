@@ -27,7 +27,6 @@ _LONGEST = 1 << 13
 """More bytes than a match has, with the name that follows it."""
 _PART = 1 << 20
 
-
 LARGEST = 2**31 - 1
 """No model in binary form has more bytes (Protocol Buffers). A file that has is not searched."""
 
