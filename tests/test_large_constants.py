@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 import bnfold
+from bnfold._core import parts as laws_of_parts
+from bnfold._core.affine import AffineMap
 from bnfold._onnx.read import evaluation as reading
 from bnfold._onnx.read import growth
 from bnfold._onnx.read.evaluation import evaluate
 
 from .graphs import (
+    bn,
     const,
     conv,
     folds,
@@ -228,3 +231,27 @@ def test_a_concat_of_what_the_file_stores_is_made_whatever_its_size(monkeypatch)
             weights={"a": rand(2, 3, 3, 3), "b": rand(2, 3, 3, 3)},
         )
         assert bool(bnfold.plan(m).folds) == folded
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_map_does_not_grow_with_a_concat_over_and_over(ahead, monkeypatch):
+    """Eight negations and their Concat, and so on: a map would have 8ⁿ numbers."""
+    monkeypatch.setattr(laws_of_parts, "_WIDEST", 1 << 12)
+    widest = 0
+
+    def counted(scale, *rest):
+        nonlocal widest
+        widest = max(widest, np.size(scale))
+        return of(scale, *rest)
+
+    of = AffineMap.of
+    monkeypatch.setattr(AffineMap, "of", staticmethod(counted))
+    steps, source = ([bn("bn", "x", "b", 4)], "b") if ahead else ([], "x")
+    for n in range(6):
+        copies = [f"{source}_{k}" for k in range(8)]
+        steps += [op("Neg", source, copy) for copy in copies]
+        source = f"k{n}"
+        steps.append(op("Concat", " ".join(copies), source, axis=1))
+    steps.append(op("Identity", source, "y") if ahead else const("Mul", source, "y", np.float32(2)))
+    bnfold.plan(model(*steps, x=(1, 4, 2, 2)))
+    assert 4 < widest <= 1 << 12

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "booleans that are the same pass a program",
+        "_pipeline/proved_in_pytorch.py",
+        'if result.status == "pass" and result.checks and coarse:',
+        "if False:",
+        "tests/torch/test_proved_verdict.py",
+    ),
+    Mutant(
         "keywords go into a file by the order of the signature, whatever its inputs are called",
         "_pipeline/exported_files.py",
         "if all(name in inputs for name in example.kwargs):",

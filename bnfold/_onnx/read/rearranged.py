@@ -10,10 +10,10 @@ from onnx import NodeProto
 
 from bnfold._core import index_maps
 from bnfold._core.index_maps import IndexMap, Permuted, Size, regrouped
-from bnfold._core.joins import Concatenated, Parted, Picked
 from bnfold._core.laws import Law, Mixed, Rearranged
 from bnfold._core.operators.crossed import MANY, Crossed, kept_axes, parts
 from bnfold._core.operators.record import UNKNOWN, Operator, Row
+from bnfold._core.parts import Concatenated, Parted, Picked
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
 from bnfold._onnx.read.scopes import label
