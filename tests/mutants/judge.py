@@ -406,6 +406,20 @@ MUTANTS = (
         "tests/verify/test_second_opinion.py",
     ),
     Mutant(
+        "weights that change behind the proof are taken for those that were proved",
+        "_judge/two_files.py",
+        "    with unchanged(original, ours), unchanged(folded, theirs):",
+        "    with unchanged(original, ours):",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "a Softsign counts as an operator of its own where it is deployed",
+        "_judge/second_opinion.py",
+        '_JOINED = ("HardSigmoid", "Sigmoid", "Softsign", "Tanh")',
+        '_JOINED = ("HardSigmoid", "Sigmoid", "Tanh")',
+        "tests/verify/test_second_opinion.py",
+    ),
+    Mutant(
         "a second opinion does not look ahead of what saturates",
         "_judge/second_opinion.py",
         "            named = zip(self._bench.outputs,",
