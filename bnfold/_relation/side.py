@@ -143,7 +143,9 @@ class Side:
     def spatial(self, scope: Scope, name: str) -> tuple[int | None, ...] | None:
         """The sizes of a tensor behind its channels, as far as they are known."""
         shape = self.shapes.shape(scope, name)
-        return None if shape is None else tuple(shape[2:])
+        if shape is None:
+            return None
+        return tuple(size if isinstance(size, int) else None for size in shape[2:])
 
     def note_rank(self, scope: Scope, name: str, rank: int | None) -> None:
         """Note the rank of a tensor that an operator of a known rank reads."""

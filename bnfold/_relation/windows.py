@@ -105,7 +105,7 @@ def total(call: Call) -> Pair | None:
         return scale, ZERO
     shape = call.side.shapes.shape(call.scope, call.node.input[0])
     sizes = [shape[axis] for axis in axes] if shape is not None else [None]
-    counts = [size for size in sizes if size is not None]
+    counts = [size for size in sizes if isinstance(size, int)]
     if len(counts) < len(sizes):
         return None
     return scale, math.prod(counts) * _kept(call, one.shift, axes, rank)

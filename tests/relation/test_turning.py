@@ -317,3 +317,20 @@ def test_what_onnxruntime_makes_of_drawn_graphs_is_proved(seed, tmp_path):
     for level in ("ENABLE_BASIC", "ENABLE_EXTENDED"):
         other = optimized(whole, tmp_path / "other.onnx", level)
         assert str(bnfold.prove(whole, other)) == "proved"
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("perm", [(0, 2, 1), (1, 0, 2), (2, 1, 0)])
+def test_a_shift_of_turned_data_that_is_added_up_over_open_sizes(axis, perm):
+    """So many times it is in the sum as the axis is long, which nobody knows."""
+
+    def shifted(shift):
+        return model(
+            *(op("Relu", "x", "r"), const("Add", "r", "a", np.float32(shift))),
+            *(turn("a", "b", perm), op("ReduceSum", "b k", "y")),
+            x=("n", "c", 4),
+            weights={"k": ints(axis)},
+        )
+
+    assert proof(shifted(1.0), shifted(1.0)).status == "proved"
+    assert proof(shifted(1.0), shifted(2.0)).status != "proved"
