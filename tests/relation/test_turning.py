@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 import bnfold
 
-from ..graphs import model, op, optimized, rand, reseed
+from ..graphs import const, model, op, optimized, rand, reseed
 from .pairs import differ, ints, proof
 
 BOOL, INT8, INT32, INT64 = (getattr(TensorProto, n) for n in ("BOOL", "INT8", "INT32", "INT64"))
