@@ -9,6 +9,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "numbers that are one but for rounding are so along the first axis alone",
+        "_relation/relations.py",
+        "for axis in range(level.ndim):",
+        "for axis in range(1):",
+        "tests/relation/test_relations.py",
+    ),
+    Mutant(
         "parts of one scale have a scale in each place",
         "_relation/passing.py",
         "is_one = values.size > 1 and bool(np.all(values == values.flat[0]))",
@@ -46,14 +53,14 @@ MUTANTS = (
     Mutant(
         "rows whose shifts are one but for rounding have each its own",
         "_relation/relations.py",
-        "shift, mass = _leveled(shift, mass, off)",
+        "shift, mass = _leveled(shift, _plain(np.where(still & same, 0.0, mass), 0.0), off)",
         "pass",
         "tests/relation/test_proof.py",
     ),
     Mutant(
         "shifts that differ beyond rounding are one number",
         "_relation/relations.py",
-        "shift, mass = _leveled(shift, mass, off)",
+        "shift, mass = _leveled(shift, _plain(np.where(still & same, 0.0, mass), 0.0), off)",
         "shift, mass = _leveled(shift, mass, off + 1e-3)",
         "tests/relation/test_proof.py",
     ),
