@@ -15,6 +15,7 @@ import pytest
 from onnx import external_data_helper, numpy_helper
 
 import bnfold
+from bnfold._judge import by_proof
 from bnfold._onnx import fold, tensors
 from bnfold._pipeline.models import fold_file
 
@@ -511,6 +512,26 @@ def test_files_that_shrink_while_they_are_compared_do_not_end_the_process(tmp_pa
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == expected, done.stderr
     assert not list(tmp_path.rglob(".bnfold-*"))
+
+
+def test_weights_that_change_behind_the_proof_get_no_verdict(tmp_path, monkeypatch):
+    """No output shows so small an error, and the proof is about what was there before."""
+    made = two_blocks()
+    one, other = saved(made, tmp_path / "a"), saved(made, tmp_path / "b")
+    data = other.parent / "weights.bin"
+    proof_of = by_proof.proof_of
+
+    def proved(*given):
+        proof = proof_of(*given)
+        held = np.fromfile(data, np.float32)
+        held[-8] *= 1 + 1e-6
+        held.tofile(data)
+        return proof
+
+    assert bnfold.verify(one, other).status == "pass"
+    monkeypatch.setattr(by_proof, "proof_of", proved)
+    with pytest.raises(bnfold.UsageError, match="was changed while it was read"):
+        bnfold.verify(one, other)
 
 
 @pytest.mark.parametrize("mode", ["r", "c", "r+"])

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 import bnfold
+from bnfold._core import parts as laws_of_parts
+from bnfold._core.affine import AffineMap
 from bnfold._onnx.read import evaluation as reading
 from bnfold._onnx.read import growth
 from bnfold._onnx.read.evaluation import evaluate
 
 from .graphs import (
+    bn,
     const,
     conv,
     folds,
@@ -168,11 +171,11 @@ def test_the_size_that_is_told_is_no_less_than_the_size_that_is_made(name):
             made += 1
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(growth, "LARGEST", size)
-                growth.refuse_huge(node, inputs)  # what fits is made
+                growth.refuse_huge(node, inputs, 0)  # what fits is made
                 patch.setattr(growth, "LARGEST", 0)
                 if size > sum(v.size for v in inputs if v is not None):
                     with pytest.raises(ValueError, match="it would have"):
-                        growth.refuse_huge(node, inputs)
+                        growth.refuse_huge(node, inputs, 0)
     assert made
 
 
@@ -186,3 +189,69 @@ def test_what_is_no_larger_than_its_parts_is_made_whatever_its_size(monkeypatch)
         weights={"raw": rand(3, 3, 3, 4), "q": rand(3, 3)},
     )
     folds(m, Conv=1)
+
+
+@pytest.mark.parametrize("chain", ["Concat", "Identity"])
+def test_a_concat_of_one_tensor_over_and_over_is_not_made(chain, monkeypatch):
+    """Each is no larger than what it reads, and twelve of eight inputs are 2³⁶ numbers."""
+    monkeypatch.setattr(growth, "LARGEST", 1 << 12)
+    largest = []
+
+    def counted(node, *rest):
+        largest.append(evaluate(node, *rest))
+        assert largest[-1].size <= 1 << 12
+        return largest[-1]
+
+    monkeypatch.setattr(reading, "evaluate", counted)
+    steps, source = [], "one"
+    for n in range(12):
+        copies = [source] * 8 if chain == "Concat" else [f"{source}_{k}" for k in range(8)]
+        if chain != "Concat":
+            steps += [op(chain, source, copy) for copy in copies]
+        source = f"k{n}"
+        steps.append(op("Concat", " ".join(copies), source, axis=0))
+    m = model(
+        *steps,
+        op("ReduceMean", source, "r", keepdims=0),
+        conv(*CONV),
+        op("Mul", "c r", "y"),
+        weights={"one": rand(1)},
+    )
+    assert "y_mul" not in {k.node for k in bnfold.plan(m).folds}
+
+
+def test_a_concat_of_what_the_file_stores_is_made_whatever_its_size(monkeypatch):
+    """Each tensor once: two halves of a weight, and no weight beside itself."""
+    monkeypatch.setattr(growth, "LARGEST", 4)
+    for parts, folded in (("a b", True), ("a a", False)):
+        m = model(
+            op("Concat", parts, "w", axis=0),
+            op("Conv", "x w", "c"),
+            const("Mul", "c", "y", rand(4, 1, 1)),
+            weights={"a": rand(2, 3, 3, 3), "b": rand(2, 3, 3, 3)},
+        )
+        assert bool(bnfold.plan(m).folds) == folded
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_map_does_not_grow_with_a_concat_over_and_over(ahead, monkeypatch):
+    """Eight negations and their Concat, and so on: a map would have 8ⁿ numbers."""
+    monkeypatch.setattr(laws_of_parts, "_WIDEST", 1 << 12)
+    widest = 0
+
+    def counted(scale, *rest):
+        nonlocal widest
+        widest = max(widest, np.size(scale))
+        return of(scale, *rest)
+
+    of = AffineMap.of
+    monkeypatch.setattr(AffineMap, "of", staticmethod(counted))
+    steps, source = ([bn("bn", "x", "b", 4)], "b") if ahead else ([], "x")
+    for n in range(6):
+        copies = [f"{source}_{k}" for k in range(8)]
+        steps += [op("Neg", source, copy) for copy in copies]
+        source = f"k{n}"
+        steps.append(op("Concat", " ".join(copies), source, axis=1))
+    steps.append(op("Identity", source, "y") if ahead else const("Mul", source, "y", np.float32(2)))
+    bnfold.plan(model(*steps, x=(1, 4, 2, 2)))
+    assert 4 < widest <= 1 << 12

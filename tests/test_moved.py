@@ -97,3 +97,13 @@ def test_what_is_unusual_is_left_to_the_reference(kind, given, inputs, opset):
 def test_what_does_not_fit_raises():
     with pytest.raises(ValueError, match="reshape"):
         moved(node_of("Reshape", {}, [DATA, DATA]), [DATA, row(5, 5)], 17)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(1, 2**63 - 1), (1, 2**31 - 1), (-9, -9), (-4, LEAST), (-4, 2**63 - 1)]
+)
+def test_a_slice_of_which_engines_make_something_else_raises(start, end):
+    """onnxruntime takes what is ahead; NumPy, and ONNX's reference with it, take nothing."""
+    bounds = [row(start), row(end), row(0), row(-1)]
+    with pytest.raises(ValueError, match="other elements"):
+        moved(node_of("Slice", {}, [SQUARE, *bounds]), [SQUARE, *bounds], 17)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from bnfold._core.affine import IDENTITY, LAST
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import IndexMap, Permuted
-from bnfold._core.joins import Aligned, Blended, Concatenated, Picked, Summed
+from bnfold._core.joins import Aligned, Blended, Summed
 from bnfold._core.laws import Law, Mixed, Padded, Rearranged
+from bnfold._core.parts import Concatenated, Picked
 from bnfold._core.products import Gated, Multiplied
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node, Opaque, Receiver, View
 

@@ -1,4 +1,4 @@
-"""The laws of operators that join branches or part them: Concat, Split, sums.
+"""The laws of operators that join branches element by element: sums, and minima and maxima.
 
 See `laws` for what a law is.
 """
@@ -7,10 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
-
-import numpy as np
-from numpy.typing import NDArray
 
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map, MultiAxisMap, equal
@@ -26,148 +22,6 @@ _ORDERS: Mapping[tuple[int, ...], tuple[int, ...]] = {
 }
 # Of a longer sum, where a scale goes into all of its terms, so many are tried for the shift.
 _TAKERS = 64
-
-
-@record(frozen=True)
-class Concatenated(Law):
-    """Concat along ``axis`` of inputs of ``sizes``: a map along it splits; a part without a map is
-    ``A(1, 0)``. A map along another axis passes backward to all inputs, forward from all at once.
-    """
-
-    axis: int
-    sizes: tuple[int | None, ...]
-
-    def backward(self, output: int, map_: Map) -> list[Way]:
-        """Every input gets its part."""
-        map_ = along_one_axis(map_)
-        if map_.axis != self.axis:
-            return [Way(dict.fromkeys(range(len(self.sizes)), map_))]
-        if self._ends is None or self._ends[-1] != map_.scale.size:
-            raise not_known("the sizes of its inputs are not known")
-        ends = self._ends[:-1]
-        parts = zip(np.split(map_.scale, ends), np.split(map_.shift, ends), strict=True)
-        return [Way({n: AffineMap.of(s, t, self.axis) for n, (s, t) in enumerate(parts)})]
-
-    def forward(self, maps: Maps) -> list[Way]:
-        """The parts side by side."""
-        parts = {number: along_one_axis(maps[number], "a map") for number in sorted(maps)}
-        first = next(iter(parts.values()))
-        alike = len(parts) == len(self.sizes) and all(_same(first, p) for p in parts.values())
-        if alike and first.axis != self.axis:
-            return [Way({0: first})]
-        if any(part.axis not in (None, self.axis) for part in parts.values()):
-            raise not_carried("its inputs do not all carry the same map", len(parts) > 1)
-        ends = self._ends
-        if ends is None:
-            raise not_known("the sizes of its inputs are not known")
-        scales, shifts = np.ones(ends[-1]), np.zeros(ends[-1])
-        for number, part in parts.items():
-            place = slice(ends[number] - (self.sizes[number] or 0), ends[number])
-            scales[place], shifts[place] = part.scale, part.shift
-        return [Way({0: AffineMap.of(scales, shifts, self.axis)})]
-
-    @cached_property
-    def _ends(self) -> NDArray[np.intp] | None:
-        """Where each input ends in the output; None if a size is not known."""
-        known = [size for size in self.sizes if size is not None]
-        return np.cumsum(known) if len(known) == len(self.sizes) else None
-
-
-@record(frozen=True)
-class Picked(Law):
-    """Split, Slice, Gather, unbind along ``axis``: output j holds the elements ``places[j]`` of the
-    input, which has ``size`` of them (None: not known).
-
-    ``gone``: it holds one, and has no axis for it. Place 0 of axis 1 of [N, 4, C] takes a map along
-    axis 2 to axis 1.
-    """
-
-    axis: int
-    size: int | None
-    places: tuple[NDArray[np.intp], ...]
-    gone: bool = False
-
-    def backward(self, output: int, map_: Map) -> list[Way]:
-        """Elements that the output holds get its map, others none. Those picked twice must agree.
-
-        Where no other output holds any, a map that does not vary along the axis may also become one
-        of the whole input, whose other elements nobody sees. Of an empty output any map vanishes.
-        """
-        map_ = along_one_axis(map_)
-        if not self.places[output].size:
-            return [Way({0: IDENTITY})]
-        alone = not any(p.size for n, p in enumerate(self.places) if n != output)
-        own = map_.axis if not self.gone or map_.axis is None else self._before(map_.axis)
-        whole = [Way({0: AffineMap.of(map_.scale, map_.shift, own)})]
-        if own is not None and own != self.axis:
-            if not alone:
-                raise not_carried("its other outputs would change")
-            return whole
-        if self.size is None:
-            if own is not None or not alone:
-                raise not_known("the size of its input is not known")
-            return whole
-        places = self.places[output]
-        scale, shift = np.ones(self.size), np.zeros(self.size)
-        scale[places], shift[places] = map_.scale, map_.shift
-        if not (
-            np.array_equal(scale[places], np.broadcast_to(map_.scale, places.shape))
-            and np.array_equal(shift[places], np.broadcast_to(map_.shift, places.shape))
-        ):
-            raise not_carried("it picks a channel twice, with different maps", numbers=True)
-        part = [Way({0: AffineMap.of(scale, shift, self.axis)})]
-        return [*whole, *part] if own is None and alone else part
-
-    def forward(self, maps: Maps) -> list[Way]:
-        """Every output gets the scales and shifts of the elements it holds."""
-        map_ = along_one_axis(maps[0])
-        if map_.axis != self.axis:
-            axis = map_.axis
-            if self.gone and axis is not None:
-                axis -= axis > self.axis
-            moved = AffineMap.of(map_.scale, map_.shift, axis)
-            return [Way(dict.fromkeys(range(len(self.places)), moved))]
-        own = None if self.gone else self.axis
-        parts = [
-            AffineMap.of(map_.scale[p], map_.shift[p], own) if p.size else IDENTITY
-            for p in self.places
-        ]
-        return [Way(dict(enumerate(parts)))]
-
-    @property
-    def takes_single_places(self) -> bool:
-        """Each output holds the elements at its places."""
-        return True
-
-    @property
-    def may_lose_a_map(self) -> bool:
-        """A map may change places only that no output holds."""
-        return True
-
-    def _before(self, axis: int) -> int:
-        """The axis of the input that an axis of the output was."""
-        return axis + (axis >= self.axis)
-
-
-@record(frozen=True)
-class Parted(Law):
-    """Split along ``axis`` into ``count`` parts of sizes that are not known: a map that does not
-    vary along it passes forward, to all parts. Backward nothing passes.
-    """
-
-    axis: int
-    count: int
-
-    def backward(self, output: int, map_: Map) -> list[Way]:
-        """Nothing is known of the places that a part has in the whole."""
-        raise not_known(f"the sizes of its parts along axis {self.axis} are not known")
-
-    def forward(self, maps: Maps) -> list[Way]:
-        """Every part gets the map of the whole."""
-        map_ = along_one_axis(maps[0])
-        if map_.axis == self.axis:
-            raise not_known(f"the sizes of its parts along axis {self.axis} are not known")
-        return [Way(dict.fromkeys(range(self.count), map_))]
 
 
 @record(frozen=True)
@@ -369,7 +223,7 @@ def _joined(parts: Iterable[Map]) -> AffineMap:
         if total is None:
             total = part
             continue
-        if not _same(_part(total, 0), _part(part, 0)):
+        if not equal(_part(total, 0), _part(part, 0)):
             raise not_carried("its inputs do not carry the same scale", numbers=True)
         joined = total.then(AffineMap.of(1.0, part.shift, part.axis))
         if joined is None:
@@ -390,9 +244,3 @@ def _part(map_: Map, shifts: int, scales: int = 1) -> Map:
     if isinstance(map_, MultiAxisMap):
         return MultiAxisMap(map_.scale * scales, map_.shift * shifts)
     return AffineMap.of(map_.scale * scales, map_.shift * shifts, map_.axis)
-
-
-def _same(one: Map, other: Map) -> bool:
-    if isinstance(one, MultiAxisMap) or isinstance(other, MultiAxisMap) or one.axis != other.axis:
-        return False
-    return np.array_equal(one.scale, other.scale) and np.array_equal(one.shift, other.shift)

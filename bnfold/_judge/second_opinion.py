@@ -37,7 +37,7 @@ from bnfold._system import memory, scratch
 
 _DRAWS = 3
 """So many times the inputs of a set are rounded, before its outputs count as too far apart."""
-_JOINED = ("HardSigmoid", "Sigmoid", "Tanh")
+_JOINED = ("HardSigmoid", "Sigmoid", "Softsign", "Tanh")
 """Saturating functions that onnxruntime makes one with the operator ahead, unless somebody else
 reads what is between the two."""
 

@@ -62,33 +62,29 @@ def _compare_binaries(
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, theirs = external_files(model), external_files(other)
     bounds = Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
-    progress("proving")
-    size = size_on_disk(original, model) + size_on_disk(folded, other)
-    sides = (model, original.parent), (other, folded.parent)
-    proof = by_proof.proof_of(*sides, size, settings, bounds)
-    by_position, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
-    one, two = Parsed(model), Parsed(other)
-    del model, other, sides
-    with (
-        unchanged(original, ours),
-        unchanged(folded, theirs),
-        runnable(original, ours) as left,
-        runnable(folded, theirs) as right,
-    ):
-        if by_position is None and draws == [None]:
-            first = Source(left, parsed=one, edits=left_edits)
-            second = Source(right, parsed=two, edits=right_edits)
-            seen = second_opinion(first, second, inputs, settings, bounds, progress, proof)
-            if seen is not None:
-                return seen
-            one, two = (Parsed(_read(path, settings)[0]) for path in (original, folded))
-        from bnfold._judge.all_ways import Files, compared_all_ways
+    with unchanged(original, ours), unchanged(folded, theirs):
+        progress("proving")
+        size = size_on_disk(original, model) + size_on_disk(folded, other)
+        sides = (model, original.parent), (other, folded.parent)
+        proof = by_proof.proof_of(*sides, size, settings, bounds)
+        by_position, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
+        one, two = Parsed(model), Parsed(other)
+        del model, other, sides
+        with runnable(original, ours) as left, runnable(folded, theirs) as right:
+            if by_position is None and draws == [None]:
+                first = Source(left, parsed=one, edits=left_edits)
+                second = Source(right, parsed=two, edits=right_edits)
+                seen = second_opinion(first, second, inputs, settings, bounds, progress, proof)
+                if seen is not None:
+                    return seen
+                one, two = (Parsed(_read(path, settings)[0]) for path in (original, folded))
+            from bnfold._judge.all_ways import Files, compared_all_ways
 
-        edits = left_edits, right_edits
-        files = Files(name, (one, two), (original, folded), (left, right), edits)
-        return compared_all_ways(
-            files, by_position, draws, inputs, settings, bounds, progress, proof
-        )
+            edits = left_edits, right_edits
+            files = Files(name, (one, two), (original, folded), (left, right), edits)
+            return compared_all_ways(
+                files, by_position, draws, inputs, settings, bounds, progress, proof
+            )
 
 
 def _read(path: Path, settings: Settings) -> tuple[onnx.ModelProto, tuple[Edit, ...]]:

@@ -18,15 +18,14 @@ from bnfold._registry.report import PAGE_ENDING
 from bnfold._system import paths, scratch
 
 _LOCATION = re.compile(rb"\n\x08location\x12(?:([\x01-\x7f])|([\x80-\xff])([\x01-\x1f]))")
-_LONGEST = 1 << 13
-"""More bytes than a match has, with the name that follows it."""
-_PART = 1 << 20
 """How a model in binary form begins to say where external data lie; the name follows.
 
 ONNX, StringStringEntryProto: the key is field 1, the value field 2. The size of the name has seven
 bits in each byte, the lowest first.
 """
-
+_LONGEST = 1 << 13
+"""More bytes than a match has, with the name that follows it."""
+_PART = 1 << 20
 
 LARGEST = 2**31 - 1
 """No model in binary form has more bytes (Protocol Buffers). A file that has is not searched."""

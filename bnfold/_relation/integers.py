@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from bnfold._onnx.read.moved import ENDLESS
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._onnx.read.sizes import factors
 from bnfold._relation.amounts import (
@@ -34,7 +35,6 @@ from bnfold._system.records import record
 
 _LONGEST = 64
 KINDS = (TensorProto.INT32, TensorProto.INT64)
-_ENDLESS = (2**31 - 1, 2**63 - 1)
 _SLICE = ("starts", "ends", "axes", "steps")
 
 
@@ -278,8 +278,9 @@ def ranges(held: Integers, scope: Scope, node: NodeProto) -> list[tuple[Any, Any
     even = len(starts) == len(ends) == len(axes) == len(steps)
     if not known or not even:
         return None
-    if any(end in _ENDLESS and step < 0 for end, step in zip(ends, steps, strict=True)):
-        return None  # ONNX takes nothing there, and onnxruntime all that is ahead.
+    for start, end, step in zip(starts, ends, steps, strict=True):
+        if step < 0 and (end in ENDLESS or (isinstance(start, int) and start < -1)):
+            return None  # Engines differ there, in the latter where it begins ahead of the data.
     return list(zip(starts, ends, axes, steps, strict=True))
 
 

@@ -198,3 +198,25 @@ def test_no_shift_crosses_a_mean_of_nothing(axes, is_made):
         opset=13,
     )
     assert bnfold.prove(m, swapped).status != "proved"
+
+
+@pytest.mark.parametrize("start", [3, -2, -9])
+@pytest.mark.parametrize("end", [2**31 - 1, 2**63 - 1, -9])
+def test_channels_that_are_taken_backwards(start, end):
+    """ONNX takes nothing up to such an end, and onnxruntime all that is ahead: it was a wrong fold.
+    Only what all channels have in common crosses.
+    """
+    bounds = {k: np.array([v]) for k, v in {"s": start, "e": end, "at": 1, "by": -1}.items()}
+    taken = {3: 4, -2: 3, -9: 1}[start]
+    for scale in (rand(4, 1, 1), np.float32(2)):
+        m = model(
+            const("Mul", "x", "m", scale, name="scale"),
+            (op("Slice", "m s e at by", "c"), bounds),
+            conv("conv", "c", "y", (4, taken, 1, 1)),
+            x=(2, 4, 3, 3),
+        )
+        given = {"x": rand(2, 4, 3, 3)}
+        folded = bnfold.fold(m)
+        np.testing.assert_allclose(run(folded, given)[0], run(m, given)[0], 1e-5, 1e-5)
+        crosses = end < 0 or scale.ndim == 0
+        assert counts(folded) == ({} if crosses else {"Mul": 1}) | {"Slice": 1, "Conv": 1}

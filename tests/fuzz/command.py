@@ -24,6 +24,7 @@ import stat
 import sys
 import tempfile
 import traceback
+import weakref
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -98,6 +99,8 @@ def _command(
     arguments: Sequence[str], folder: Path, streams: Sequence[Path], summary: Path
 ) -> NoReturn:
     os.setpgid(0, 0)
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.detach()  # The folders of the process that was copied are not this one's.
     os.chdir(folder)
     for number, path in zip((1, 2), streams, strict=True):
         file = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)

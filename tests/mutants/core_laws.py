@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a map that crosses a Concat may have any number of numbers",
+        "_core/parts.py",
+        "if sum(known) > _WIDEST:",
+        "if False:",
+        "tests/test_large_constants.py",
+    ),
+    Mutant(
         "composition forgets the outer scale",
         "_core/affine.py",
         "shift = outer.scale * self.shift + outer.shift",
@@ -63,7 +70,7 @@ MUTANTS = (
     ),
     Mutant(
         "a map along an axis goes to all parts of a Split of unknown sizes",
-        "_core/joins.py",
+        "_core/parts.py",
         "if map_.axis == self.axis:\n            raise not_known",
         "if False:\n            raise not_known",
         "tests/test_shapes.py",
@@ -182,7 +189,7 @@ MUTANTS = (
     ),
     Mutant(
         "the parts of a Concat swapped",
-        "_core/joins.py",
+        "_core/parts.py",
         "for n, (s, t) in enumerate(parts)})]",
         "for n, (s, t) in enumerate([*parts][::-1])})]",
         "tests/carry/test_branches.py",
@@ -273,14 +280,14 @@ MUTANTS = (
     ),
     Mutant(
         "a map of one part passes to the others that hold something",
-        "_core/joins.py",
+        "_core/parts.py",
         "alone = not any(p.size for n, p in enumerate(self.places) if n != output)",
         "alone = True",
         "tests/carry/test_empty_parts.py",
     ),
     Mutant(
         "a map of an empty part is one of the whole",
-        "_core/joins.py",
+        "_core/parts.py",
         "        if not self.places[output].size:",
         "        if False:",
         "tests/carry/test_empty_parts.py",

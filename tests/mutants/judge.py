@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "booleans that are the same pass a program",
+        "_pipeline/proved_in_pytorch.py",
+        'if result.status == "pass" and result.checks and coarse:',
+        "if False:",
+        "tests/torch/test_proved_verdict.py",
+    ),
+    Mutant(
         "keywords go into a file by the order of the signature, whatever its inputs are called",
         "_pipeline/exported_files.py",
         "if all(name in inputs for name in example.kwargs):",
@@ -396,6 +403,20 @@ MUTANTS = (
         "_judge/second_opinion.py",
         "    if bench.is_apart:",
         "    if False:",
+        "tests/verify/test_second_opinion.py",
+    ),
+    Mutant(
+        "weights that change behind the proof are taken for those that were proved",
+        "_judge/two_files.py",
+        "    with unchanged(original, ours), unchanged(folded, theirs):",
+        "    with unchanged(original, ours):",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "a Softsign counts as an operator of its own where it is deployed",
+        "_judge/second_opinion.py",
+        '_JOINED = ("HardSigmoid", "Sigmoid", "Softsign", "Tanh")',
+        '_JOINED = ("HardSigmoid", "Sigmoid", "Tanh")',
         "tests/verify/test_second_opinion.py",
     ),
     Mutant(

@@ -99,7 +99,7 @@ MUTANTS = (
     Mutant(
         "a constant of any size is made",
         "_onnx/read/growth.py",
-        "    if count > max(LARGEST, sum(values.size for values in given)):",
+        "    if count > max(LARGEST, read):",
         "    if False:",
         "tests/test_large_constants.py",
     ),
@@ -309,7 +309,7 @@ MUTANTS = (
     Mutant(
         "a small file asks for a constant of gigabytes",
         "_onnx/read/constants.py",
-        "            refuse_huge(node, read)\n",
+        "            refuse_huge(node, read, sum(stored.values()))\n",
         "",
         "tests/cli/test_damaged.py",
     ),
@@ -487,5 +487,12 @@ MUTANTS = (
         "            seen = (*around, given) if loose else",
         "            seen = (*around, given) if False else",
         "tests/test_order.py",
+    ),
+    Mutant(
+        "a Concat of what a Concat made is made whatever its size",
+        "_onnx/read/growth.py",
+        'stored if node.op_type == "Concat" else sum(values.size for values in given)',
+        "sum(values.size for values in given)",
+        "tests/test_large_constants.py",
     ),
 )

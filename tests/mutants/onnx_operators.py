@@ -223,6 +223,20 @@ MUTANTS = (
         "tests/test_rounded_data.py",
     ),
     Mutant(
+        "channels that a Slice takes backwards to no end are none",
+        "_onnx/read/rearranged.py",
+        "    if step < 0 and ends[0] in ENDLESS:",
+        "    if False:",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
+        "a Slice backwards of which engines make something else is evaluated",
+        "_onnx/read/moved.py",
+        "if step < 0 and (end in ENDLESS or start < -data.shape[axis]):",
+        "if False:",
+        "tests/test_moved.py",
+    ),
+    Mutant(
         "a Slice behind what may make a negative size counts as near",
         "_onnx/read/slices.py",
         "        elif _makes(node):\n            step += step % 2\n",

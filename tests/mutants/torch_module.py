@@ -6,6 +6,20 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "code around a module that asks for its class goes another way behind a merge",
+        "_torch/module/outside.py",
+        "        if one != two:",
+        "        if False:",
+        "tests/torch/test_standardized.py",
+    ),
+    Mutant(
+        "a branch whose weight is chosen by a comparison is computed in float64",
+        "_torch/module/branches.py",
+        'if node not in head and node.op == "call_function" and jumps(node):',
+        "if False:",
+        "tests/torch/test_standardized.py",
+    ),
+    Mutant(
         "a method that collects what a part gives, on its way to the next, goes unseen",
         "_torch/module/other_ways.py",
         "if parts[0] in self._uses.given:",

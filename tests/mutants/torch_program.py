@@ -6,6 +6,20 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "the statistics that a norm of the batch writes pass for constants",
+        "_torch/read/aliases.py",
+        "if any(inputs.get(name) is True for name in _OF_THE_BATCH):",
+        "if False:",
+        "tests/torch/test_standardized.py",
+    ),
+    Mutant(
+        "a weight that is chosen by a comparison is computed in another type",
+        "_torch/read/constants.py",
+        "or (self._is_wide and jumps(node))",
+        "",
+        "tests/torch/test_standardized.py",
+    ),
+    Mutant(
         "a standardized weight is stored as it was before the norm",
         "_torch/program/fold.py",
         "node.replace_all_uses_with(self._draft.add_parameter(name, values, node)[0])",

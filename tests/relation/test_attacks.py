@@ -376,9 +376,11 @@ def weights_behind_numbers_that_cancel():
 def a_sum_over_an_axis_that_is_named_twice():
     """It adds up 4 numbers, not 16."""
     weights = {"k": ints(2, -2)}
-    one = model(op("ReduceSum", "x k", "a"), const("Add", "a", "y", floats(16)), weights=weights)
-    other = model(const("Add", "x", "a", floats(1)), op("ReduceSum", "a k", "y"), weights=weights)
-    return one, other, {"x": rand(2, 3, 8, 8)}
+    total, add = op("ReduceSum", "x k", "a"), const("Add", "a", "y", floats(16))
+    one = model(total, add, x=(2, 3, 4, 4), weights=weights)
+    add, total = const("Add", "x", "a", floats(1)), op("ReduceSum", "a k", "y")
+    other = model(add, total, x=(2, 3, 4, 4), weights=weights)
+    return one, other, {"x": rand(2, 3, 4, 4)}
 
 
 @pair

@@ -186,3 +186,13 @@ def test_a_copy_whose_nodes_have_other_names():
         torch.testing.assert_close(one, two)
     assert bnfold.verify(given, folded).status == "pass"
     assert bnfold.prove(program, copy.deepcopy(folded)).status == "proved"
+
+
+def test_signs_that_are_the_same_pass_no_program():
+    """An error of 1 % in each channel may show, and a smaller one in a channel not."""
+    module, x = net(lambda self, y, z: z > 0.1), rand(16, 4, 4, 4, dtype=torch.float32)
+    program = exported(module, x)
+    found = bnfold.verify(program, exported(wrong(module, 1.0001), x))
+    assert (found.status, found.checks[0].difference) == ("inconclusive", 0)
+    assert "hide small errors" in str(found)
+    assert bnfold.verify(program, bnfold.fold(program)).status == "pass"

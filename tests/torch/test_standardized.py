@@ -241,3 +241,122 @@ def test_counts_of_operators_on_constants():
     given = exported(ready(Frozen()), X)
     plan = bnfold.plan(given)
     assert plan.after == Counter(ops(bnfold.fold(given))) == {"conv2d": 1}
+
+
+class Tracked(Conv):
+    """The norm of the weight writes statistics in each run, which its schema does not tell."""
+
+    def __init__(self, kind="batch_norm"):
+        super().__init__(4, 4, 3)
+        self.kind = kind
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def standard(self):
+        rows = self.weight.reshape(1, 4, -1)
+        given = {"use_input_stats" if self.kind == "instance_norm" else "training": True}
+        return getattr(F, self.kind)(rows, self.mean, self.var, **given).reshape_as(self.weight)
+
+    def forward(self, x):
+        return super().forward(x) * self.mean.view(-1, 1, 1)
+
+
+class OfData(Tracked):
+    """The same of the data."""
+
+    def forward(self, x):
+        y = F.batch_norm(x, self.mean, self.var, training=True)
+        return F.conv2d(y, self.weight) * self.mean.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("make", [Tracked, lambda: Tracked("instance_norm"), OfData])
+@pytest.mark.parametrize("merge", [False, True, None])
+def test_statistics_that_a_norm_writes_are_no_constants(make, merge):
+    """They were taken for such, and the user's own were written while the norm was evaluated."""
+    module = ready(nn.Sequential(make(), nn.ReLU()))
+    before = copy.deepcopy(module.state_dict())
+    given = module if merge is not None else exported(module, X)
+    more = ((X,),) if merge is not None else ()
+    options = {} if merge is None else {"merge": merge}
+    plan, folded = bnfold.plan(given, *more, **options), bnfold.fold(given, *more, **options)
+    after = given.state_dict() if merge is not None else given.state_dict
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    (told,) = [kept for kept in plan.kept if "norm" in kept.op]
+    assert told.code in ("untracked-statistics", "training-mode")
+    ran, wanted = (folded.module() if merge is None else folded), copy.deepcopy(module)
+    with torch.no_grad():
+        for _ in range(3):
+            assert_close([wanted(X)], [ran(X)], 1e-12)
+
+
+class Masked(Conv):
+    def standard(self):
+        weight = super().standard()
+        return torch.where(weight > 0, weight, -torch.ones_like(weight))
+
+
+class Cut(Conv):
+    def standard(self):
+        return F.threshold(super().standard(), 0.0, -1.0)
+
+
+class MaskedSum(Doubled):
+    """Without a norm: 0.1 in float32 is not below 0.1, and it is more in float64."""
+
+    def standard(self):
+        return torch.where(self.weight > 0.1, 1.0, self.weight)
+
+
+@pytest.mark.parametrize("kind", [Masked, Cut, MaskedSum])
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_weight_that_jumps_is_computed_in_its_own_type(kind, merge):
+    """Rounding alone decides here: all weights of a channel are equal, so that their norm is 0."""
+    module = ready(nn.Sequential(kind(4, 4, 1), nn.ReLU()), torch.float32)
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([0.1, 0.3, 0.7, 1.3]).view(4, 1, 1, 1))
+    x = X.float()
+    if merge:
+        folded = bnfold.fold(module, (x,), merge=True)
+    else:
+        folded = bnfold.fold(exported(module, x)).module()
+    with torch.no_grad():
+        assert_close([module(x)], [folded(x)], 1e-5)
+
+
+class Around(nn.Module):
+    """Code around a module, which asks it for more than what it computes."""
+
+    def __init__(self, asks):
+        super().__init__()
+        self.conv = Gained(4, 4, 3)
+        self.conv.table = [1.0, 3.0]
+        self.plain = Conv(4, 4, 1)
+        self.asks = asks
+
+    def forward(self, x):
+        return self.plain(self.conv(x).relu() * self.asks(self.conv))
+
+
+ASKED = {
+    "its class": lambda conv: 2.0 if isinstance(conv, Gained) else 1.0,
+    "a list": lambda conv: conv.table[1],
+    "a parameter's shape": lambda conv: conv.gain.shape[0],
+    "a method": lambda conv: 2.0 if hasattr(conv, "standard") else 1.0,
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_code_around_a_module_asks_it_stays(asked):
+    """It went another way, or could not run, once a plain Conv2d stood there."""
+    module = ready(Around(ASKED[asked]))
+    done = fold(module, X, merge=True)
+    assert type(done.module.conv) is Gained
+    kept = [each for each in done.plan.kept if each.code == "constant-norm"]
+    (told,) = {each.message.partition(" stays: ")[2] for each in kept}
+    assert told.startswith("the code around conv, plain ")
+
+
+def test_what_is_there_as_before_may_be_asked_for():
+    module = ready(Around(lambda conv: conv.out_channels * conv.stride[0]))
+    done = fold(module, X, merge=True)
+    assert type(done.module.conv) is type(done.module.plain) is nn.Conv2d

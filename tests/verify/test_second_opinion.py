@@ -121,7 +121,7 @@ def test_a_bug_of_the_runtime_is_noticed(factor, tmp_path, sessions):
     assert any(each.status == "fail" for each in result.providers)
 
 
-@pytest.mark.parametrize("function", ["Softmax", "Sigmoid", "Tanh", "HardSigmoid"])
+@pytest.mark.parametrize("function", ["Softmax", "Sigmoid", "Tanh", "HardSigmoid", "Softsign"])
 def test_a_bug_that_a_saturated_output_hides_is_noticed(function, tmp_path, sessions):
     """The tensor ahead is put out as the second output."""
     sessions.bug = off(1.01, lambda session: session.folded, 1)
@@ -130,7 +130,7 @@ def test_a_bug_that_a_saturated_output_hides_is_noticed(function, tmp_path, sess
     assert any(check.cause is Cause.DIFFERS_AHEAD for check in result.checks)
 
 
-@pytest.mark.parametrize("function", ["Sigmoid", "Tanh", "HardSigmoid"])
+@pytest.mark.parametrize("function", ["Sigmoid", "Tanh", "HardSigmoid", "Softsign"])
 def test_what_is_deployed_runs_as_it_is(function, tmp_path, sessions):
     """With what is ahead put out, onnxruntime would not make one operator of the last two."""
     sessions.bug = off(1.01, lambda session: session.folded and session.as_it_is, 0)

@@ -7,6 +7,7 @@ if all its inputs are constants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -279,7 +280,10 @@ class Constants:
         apart, exact = None, None
         try:
             read = inputs()
-            refuse_huge(node, read)
+            stored = {
+                id(s.source): math.prod(s.shape) for s in sources if s and s.source is not None
+            }
+            refuse_huge(node, read, sum(stored.values()))
             refuse_undefined(node, read)
             values = self._once((*key, "own"), lambda: made(node, read))
             is_free = may_differ(node, values) and (not known or rounds(node, values) or any(given))

@@ -1,7 +1,8 @@
 """How large the constant is that an operator makes, told before it is made.
 
 A file of some hundred bytes can ask for a constant of any size. What is no larger than what it is
-made from is always made.
+made from is always made; but a Concat of one tensor with itself, over and over, doubles that each
+time, so what it is made from is what the file stores.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ _ELEMENTWISE = """
 _BROADCAST = frozenset(_ELEMENTWISE.split())
 
 
-def refuse_huge(node: NodeProto, inputs: Sequence[Array | None]) -> None:
-    """Raise ``ValueError`` if an operator would make many more numbers than it reads."""
+def refuse_huge(node: NodeProto, inputs: Sequence[Array | None], stored: int) -> None:
+    """Raise ``ValueError`` if an operator would make many more numbers than it reads.
+
+    ``stored`` is how many numbers those of its inputs have that the file stores, each once.
+    """
     given = [values for values in inputs if values is not None]
     count = _padded(node, inputs) if node.op_type == "Pad" else _count(node, given)
-    if count > max(LARGEST, sum(values.size for values in given)):
+    read = stored if node.op_type == "Concat" else sum(values.size for values in given)
+    if count > max(LARGEST, read):
         raise ValueError(f"it would have {count} elements")
 
 
@@ -44,6 +49,8 @@ def _count(node: NodeProto, given: Sequence[Array]) -> int:
     kind, shapes = node.op_type, [values.shape for values in given]
     if not given:
         return 0
+    if kind == "Concat":
+        return sum(values.size for values in given)
     if kind == "ConstantOfShape":
         return _product(given[0])
     if kind == "Range" and len(given) == 3:

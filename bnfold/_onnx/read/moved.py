@@ -18,13 +18,17 @@ from bnfold._onnx.read import attributes
 
 Array = NDArray[Any]
 _Given = Sequence[Array | None]
+ENDLESS = (2**31 - 1, 2**63 - 1)
+"""Ends of a Slice that say "to the end". With a step backwards ONNX takes nothing there, and
+onnxruntime all that is ahead."""
 _SLICE_WITH_INPUTS, _RESHAPE_WITH_INPUT, _UNSQUEEZE_WITH_INPUT = 10, 5, 13
 
 
 def moved(node: NodeProto, inputs: _Given, opset: int) -> Array | None:
     """The first output of an operator on the given values; None where this is for the reference.
 
-    Raises whatever NumPy raises where an operator cannot take what it reads.
+    Raises whatever NumPy raises where an operator cannot take what it reads, and ``ValueError`` for
+    a Slice backwards of which engines make something else.
     """
     row = _ROWS.get(node.op_type)
     if row is None or any(attribute.ref_attr_name for attribute in node.attribute):
@@ -77,6 +81,8 @@ def _slice(_: NodeProto, inputs: _Given, opset: int) -> Array | None:
         return None
     taken = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        if step < 0 and (end in ENDLESS or start < -data.shape[axis]):
+            raise ValueError("engines take other elements")
         taken[axis] = slice(start, end, step)
     return data[tuple(taken)]
 

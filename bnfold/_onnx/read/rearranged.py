@@ -10,12 +10,13 @@ from onnx import NodeProto
 
 from bnfold._core import index_maps
 from bnfold._core.index_maps import IndexMap, Permuted, Size, regrouped
-from bnfold._core.joins import Concatenated, Parted, Picked
 from bnfold._core.laws import Law, Mixed, Rearranged
 from bnfold._core.operators.crossed import MANY, Crossed, kept_axes, parts
 from bnfold._core.operators.record import UNKNOWN, Operator, Row
+from bnfold._core.parts import Concatenated, Parted, Picked
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
+from bnfold._onnx.read.moved import ENDLESS
 from bnfold._onnx.read.scopes import label
 
 
@@ -147,6 +148,9 @@ def _split(context: Context, node: NodeProto) -> Law | None:
 
 
 def _slice(context: Context, node: NodeProto) -> Law | None:
+    """Slice. Of a step backwards to an end that says "to the end" ONNX takes nothing, and
+    onnxruntime all that is ahead: only what does not vary along the axis crosses that.
+    """
     shape = context.shape(node.input[0])
     if context.opset < 10:
         starts, ends, axes = (attributes.integers(node, n) for n in ("starts", "ends", "axes"))
@@ -162,6 +166,8 @@ def _slice(context: Context, node: NodeProto) -> Law | None:
     if size is None or size > MANY:
         return Mixed(kept_axes(len(shape), cut, keepdims=True), 1.0)
     step = steps[0] if steps is not None else 1
+    if step < 0 and ends[0] in ENDLESS:
+        return Mixed(kept_axes(len(shape), cut, keepdims=True), 1.0)
     return Picked(cut[0], size, (np.arange(size)[_bounds(starts[0], ends[0], step, size)],))
 
 

@@ -29,7 +29,7 @@ from bnfold._torch.module.ownership import Ownership
 from bnfold._torch.module.remainders import HERE, Remainders, Unsuited
 from bnfold._torch.module.stand_ins import HOOKS, OneLinear, Step, names
 from bnfold._torch.program.fold import PlannedProgram
-from bnfold._torch.read.constants import Constant
+from bnfold._torch.read.constants import Constant, jumps
 from bnfold._torch.read.export import Calls, export
 from bnfold._torch.read.graph import Graph, operators, path_of
 from bnfold._torch.read.nodes import (
@@ -112,11 +112,12 @@ class Branches:
         """The modules that become others, by path; and why others do not, in whose code there is a
         sum or a map. Of modules in each other the outermost one that can does.
         """
-        homes = {path_of(node) for node in self._forms if self._joins(node)}
+        homes = dict.fromkeys(path_of(node) for node in self._forms if self._joins(node))
         blocks: dict[str, Block] = {}
         reasons: dict[str, str] = {}
         done: set[int] = set()
-        for path in sorted(homes & self._owned.modules.keys(), key=lambda path: path.count(".")):
+        known = [path for path in homes if path in self._owned.modules]
+        for path in sorted(known, key=lambda path: path.count(".")):
             around = any(path.startswith(f"{other}.") for other in blocks)
             if not path or around or id(self._owned.modules[path]) in done:
                 continue
@@ -251,7 +252,10 @@ class Branches:
         return made
 
     def _program(self, head: Sequence[fx.Node], source: fx.Node, end: fx.Node) -> ExportedProgram:
-        """The branches as a program of their own, in float64. Raises `UsageError`."""
+        """The branches as a program of their own, in float64.
+
+        Raises `UsageError`, and `Unsuited` for a weight that is another one in float64.
+        """
         constants, held = self._graph.context.constants, nn.Module()
         needed, waiting = set(head), list(head)
         while waiting:
@@ -265,6 +269,10 @@ class Branches:
             if node not in needed:
                 continue
             if node.op != "placeholder":
+                if node not in head and node.op == "call_function" and jumps(node):
+                    raise Unsuited(
+                        f"computes its weight with {node.name}, which rounds or compares"
+                    )
                 made[node] = graph.node_copy(node, made.__getitem__)
                 continue
             found = constants.find(node)

@@ -25,6 +25,7 @@ from bnfold._torch.module.branches import Block, Branches
 from bnfold._torch.module.copying import copied
 from bnfold._torch.module.keeping import Keep, looked_up, refuse_operators
 from bnfold._torch.module.other_ways import other_ways
+from bnfold._torch.module.outside import changed_outside
 from bnfold._torch.module.ownership import Ownership
 from bnfold._torch.module.plain_attributes import Aliases, aliases
 from bnfold._torch.module.stand_ins import become
@@ -197,9 +198,22 @@ def prepare_module(
         refuse_operators(subject, keep)
     blocks, exact, apart = _blocks(subject, program, calls, kept) if merge else ({}, {}, {})
     if blocks:
-        with watched() as calls:
-            program = again()
-        kept = looked_up(program, subject, keep)
+        why, made = None, program
+        try:
+            with watched() as calls:
+                made = again()
+            first = changed_outside(subject, blocks, program, made)
+            why = first and f"would do something else, first at {first}"
+        except UsageError as error:
+            why = f"could not run: {error}"
+        if why is not None:
+            around = ", ".join([*blocks][:_NAMED])
+            apart = {**apart, **dict.fromkeys(blocks, f"stays: the code around {around} {why}")}
+            blocks, exact, subject = {}, {}, copied(module, shared=True)
+            clones = untie(subject) if clone else ((), ())
+            with watched() as calls:
+                made = again()
+        program, kept = made, looked_up(made, subject, keep)
     traced = Traced(subject, program, calls, kept, clones, example.made_up, again)
     found = aliases(module)
     traced = replace(traced, aliased=found.names, exact=exact, depthwise=depthwise)

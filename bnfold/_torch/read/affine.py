@@ -67,7 +67,8 @@ def _instance_norm(context: Context, node: Node, args: dict[str, Any]) -> Operat
     """InstanceNorm: with tracked statistics in eval a BatchNorm, else an operator whose γ and β
     take maps in.
     """
-    if args["use_input_stats"] and not context.in_training(node):
+    writes = context.is_constant(args["input"]) and args.get("running_mean") is not None
+    if args["use_input_stats"] and not context.in_training(node) and not writes:
         return _norm_on_axis_one(context, node, args)
     return _fixed(context, node, args, from_batch=bool(args["use_input_stats"]))
 
@@ -77,8 +78,9 @@ def _fixed(context: Context, node: Node, args: dict[str, Any], from_batch: bool)
     affine=False).
     """
     where, shape = context.label(node), shape_of(args["input"])
-    if context.is_constant(args["input"]):  # A standardized weight, which no input changes.
-        return UNKNOWN
+    writes = from_batch and args.get("running_mean") is not None
+    if context.is_constant(args["input"]) and not writes:
+        return UNKNOWN  # A standardized weight, which no input changes.
     if from_batch:
         return Unfixed(reason=_statistics(context, node, args, where))
     names = ("weight", "bias", "running_mean", "running_var")
@@ -129,11 +131,9 @@ def _statistics(context: Context, node: Node, args: dict[str, Any], where: str) 
     if training:
         message = f"{where} is in training mode, and it tracks no statistics to use in eval"
         return Reason("training-mode-untracked", where, message)
-    return Reason(
-        "untracked-statistics",
-        where,
-        f"{where} normalizes by each batch even in eval: it tracks no running statistics",
-    )
+    message = f"{where} normalizes by each batch even in eval"
+    message += ", and writes" if tracked else ": it tracks no"
+    return Reason("untracked-statistics", where, f"{message} running statistics")
 
 
 def _norm_on_axis_one(context: Context, node: Node, args: dict[str, Any]) -> Operator:

@@ -19,6 +19,9 @@ from torch.utils import _pytree as pytree
 
 from bnfold._torch.read.nodes import arguments, values_read
 
+_OF_THE_BATCH = ("training", "train", "use_input_stats")
+"""What says by its name that a norm takes the statistics of the batch it is given."""
+
 
 @dataclass(frozen=True)
 class _Stale:
@@ -61,6 +64,10 @@ class Memory:
             return
         returns_alias = any(value.alias_info is not None for value in schema.returns)
         inputs = arguments(node)
+        # A norm of the batch writes its running statistics. Its schema does not tell that.
+        if any(inputs.get(name) is True for name in _OF_THE_BATCH):
+            held = (inputs.get(name) for name in ("running_mean", "running_var"))
+            self._writes += [(node, source) for source in held if isinstance(source, Node)]
         for argument in schema.arguments:
             alias = argument.alias_info
             for source in _nodes_in(inputs.get(argument.name)) if alias is not None else ():

@@ -21,8 +21,14 @@ from torch.fx import Node
 
 from bnfold._core.reasons import Reason
 from bnfold._merge.stored import Load
-from bnfold._torch.read.nodes import is_norm, kind_of, number_of, values_read
+from bnfold._torch.read.nodes import dtype_of, is_norm, kind_of, number_of, values_read
 from bnfold._torch.tensors import DTYPES, Array, from_numpy, to_numpy
+
+_JUMPING = (
+    *("ceil", "copysign", "fix", "floor", "floor_divide", "fmod", "frac", "hardshrink"),
+    *("heaviside", "histc", "mode", "nextafter", "remainder", "round", "sgn", "sign"),
+    *("threshold", "trunc"),
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Constants:
             or not constants
             or len(constants) != len(sources)
             or not isinstance(example, Tensor)
-            or (self._is_wide and _rounds(computed))
+            or (self._is_wide and jumps(node))
         ):
             return Reason("dynamic-weight", node.name, f"{node.name} is computed at run time")
         try:
@@ -147,7 +153,7 @@ class Constants:
         )
         normed = is_norm(computed) or any(source.exact for source in constants)
         shape, dtype = tuple(result.shape), result.dtype
-        wide = normed and dtype in DTYPES and not _rounds(computed)
+        wide = normed and dtype in DTYPES and not jumps(node)
         exact = partial(self._exactly, node, result) if wide else None
         return Constant(node.name, lambda: result, shape, dtype, names, False, exact)
 
@@ -183,10 +189,25 @@ class Constants:
         return result
 
 
-def _rounds(node: Node) -> bool:
-    """Whether an operator rounds to integers, which has to be in the type of the numbers."""
-    kind = kind_of(node)
-    return "quant" in kind or kind in ("ceil", "floor", "round", "sign", "trunc")
+def jumps(node: Node) -> bool:
+    """Whether what a node computes jumps where its numbers change a little: it rounds them, also to
+    a type of fewer digits, compares them, or counts by them.
+
+    The last digit of what it reads decides then, so that it has to run in the type of the numbers.
+    """
+    computed = _computed(node)
+    kind = kind_of(computed)
+    if "quant" in kind or kind in _JUMPING or computed.kwargs.get("rounding_mode"):
+        return True
+    made = dtype_of(node)
+    if made is None or made.is_complex:
+        return False
+    read = [dtype for dtype in map(dtype_of, values_read(computed)) if dtype in DTYPES]
+    if not read:
+        return False
+    if not made.is_floating_point:
+        return True
+    return torch.finfo(made).eps > max(torch.finfo(dtype).eps for dtype in read)
 
 
 def _widened(tensor: Tensor) -> Array:

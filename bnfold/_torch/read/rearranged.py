@@ -11,10 +11,10 @@ from torch.fx import Node
 
 from bnfold._core import index_maps
 from bnfold._core.index_maps import AxisGroup, Permuted, Regrouped, regrouped
-from bnfold._core.joins import Concatenated, Picked
 from bnfold._core.laws import Law, Mixed, Rearranged
 from bnfold._core.operators.crossed import MANY, kept_axes, parts
 from bnfold._core.operators.record import UNKNOWN, Operator
+from bnfold._core.parts import Concatenated, Picked
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.crossed import crossed, crossed_by, crossed_row, data_name
