@@ -159,6 +159,7 @@ _SHARED = {
     "bnfold._errors",
     "bnfold._onnx",
     "bnfold._onnx.read.constants",
+    "bnfold._onnx.read.moved",  # what ends of a Slice engines read otherwise
     "bnfold._onnx.read.quantized",
     "bnfold._onnx.read.scopes",
     "bnfold._onnx.read.shapes",
