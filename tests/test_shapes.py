@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 import bnfold
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import moved, regrouped
-from bnfold._core.joins import Parted
 from bnfold._core.laws import Way
+from bnfold._core.parts import Parted
 from bnfold._core.reasons import Refusal
 from bnfold._onnx.merge.merging import read
 from bnfold._onnx.read import hints, shapes

@@ -13,8 +13,9 @@ import pytest
 from bnfold._core.affine import AffineMap
 from bnfold._core.checks import RULES, check_view
 from bnfold._core.index_maps import Permuted
-from bnfold._core.joins import Aligned, Concatenated, Picked, Summed
+from bnfold._core.joins import Aligned, Summed
 from bnfold._core.laws import Mixed, Padded, Rearranged
+from bnfold._core.parts import Concatenated, Picked
 from bnfold._core.products import Gated, Multiplied
 from bnfold._core.view import (
     OPAQUE,

@@ -10,9 +10,10 @@ import pytest
 import bnfold
 from bnfold._core.affine import AffineMap
 from bnfold._core.bounded import Clipped
-from bnfold._core.joins import Aligned, Concatenated, Picked, Summed
+from bnfold._core.joins import Aligned, Summed
 from bnfold._core.laws import Mixed
 from bnfold._core.limits import Limits
+from bnfold._core.parts import Concatenated, Picked
 from bnfold._core.pointwise import Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from bnfold._core.affine import AffineMap
-from bnfold._core.joins import Picked
 from bnfold._core.operators.affine import Norm
 from bnfold._core.operators.linear import Convolution
 from bnfold._core.operators.record import UNKNOWN, Operand, Row, unweighted
+from bnfold._core.parts import Picked
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.windows import Window
 from bnfold._merge.steps import Blocked, linear_form

@@ -9,8 +9,9 @@ import pytest
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.bounded import Clipped
-from bnfold._core.joins import Aligned, Concatenated, Picked, Summed
+from bnfold._core.joins import Aligned, Summed
 from bnfold._core.laws import Edit, Form, Law, Mixed, Way
+from bnfold._core.parts import Concatenated, Picked
 from bnfold._core.pointwise import Homogeneous
 from bnfold._core.products import Gated
 from bnfold._core.reasons import Reason, Refusal

@@ -11,10 +11,11 @@ import pytest
 from bnfold._core import channels
 from bnfold._core.affine import AffineMap
 from bnfold._core.bounded import Clipped, Thresholded
-from bnfold._core.joins import Concatenated, Summed
+from bnfold._core.joins import Summed
 from bnfold._core.laws import Edit, Mixed, Padded, Way
 from bnfold._core.operators.linear import Convolution
 from bnfold._core.parameters import Site
+from bnfold._core.parts import Concatenated
 from bnfold._core.pointwise import Homogeneous
 from bnfold._onnx.read import pointwise
 from bnfold._onnx.write.applied import Factor, Related
