@@ -7,6 +7,7 @@ too narrow, as rounding may have moved them: what lies on an edge counts as beyo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 
@@ -23,7 +24,11 @@ from bnfold._relation.ranges import (
     FROM_TO,
     RISING,
     Range,
+    added_up,
+    cast,
     compared,
+    inverse,
+    multiplied,
     range_of,
     reduced,
     times,
@@ -49,6 +54,12 @@ COPYING = frozenset(("DepthToSpace", "Expand", "SpaceToDepth", "Tile"))
 """Operators that leave out no number and change none, and move them in ways of their own."""
 _AMONG = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
 _OVERALL = frozenset(("ReduceMax", "ReduceMean", "ReduceMin", "Resize", "Upsample", *COPYING))
+_BY_SIGN = frozenset(
+    (
+        *("Div", "LRN", "MatMul", "Pow", "Reciprocal", "ReduceLogSumExp", "ReduceSum"),
+        *("ThresholdedRelu",),
+    )
+)
 _WITH_NUMBERS = ("Celu", "Elu", "Selu")
 """Functions whose own α may be another: below 0 no more is told than where they are flat."""
 
@@ -179,7 +190,9 @@ class Bounds:
             filled = [range_of(each, each) for each in known.numbers]
             return union([data, *filled]).overall if filled else ANY
         if kind == "Cast":
-            return data
+            return cast(data, self.table.types[known.outputs[number]])
+        if kind in _BY_SIGN and number == 0:
+            return _by_sign(known, inputs)
         if kind in ("Max", "Min") and inputs:
             chosen = np.maximum if kind == "Max" else np.minimum
             lows, highs = zip(*inputs, strict=True)
@@ -248,6 +261,41 @@ def moved(known: Known, given: Sequence[Related | None]) -> list[tuple[Double, D
     return found if found is None or isinstance(found, list) else [found]
 
 
+def _by_sign(known: Known, inputs: Sequence[Range]) -> Range:
+    """Operators of which the sign of their data tells some, and how many numbers are added up."""
+    kind, data = known.kind, inputs[0]
+    if kind == "ThresholdedRelu":
+        return range_of(min([0.0, *known.numbers]), np.inf)
+    if kind == "Reciprocal":
+        return inverse(data)
+    if kind == "Div" and len(inputs) == 2:
+        return _product(known, data, inverse(inputs[1]))
+    if kind == "MatMul" and len(inputs) == 2:
+        return added_up(multiplied(*(each.overall for each in inputs)), _count(known))
+    if kind == "Pow" and len(inputs) == 2:
+        is_even = np.all(inputs[1].is_one & (inputs[1].low % 2 == 0))
+        return range_of(0.0, np.inf) if is_even or np.all(data.low >= 0) else ANY
+    if kind == "ReduceSum":
+        return added_up(data.overall, _count(known))
+    if kind == "ReduceLogSumExp":
+        return Range(data.overall.low, np.asarray(np.inf))
+    return added_up(union([data.overall, range_of(0.0, 0.0)]), None) if kind == "LRN" else ANY
+
+
+def _count(known: Known) -> int | None:
+    """How many numbers a ReduceSum or a MatMul adds up to one; None where that is not known."""
+    assert known.place is not None
+    side, scope, node = known.place
+    shape, axes = side.shapes.shape(scope, node.input[0]), [-1]
+    if known.kind == "ReduceSum":
+        told = Call(side, scope, node, [], known.kind).integers(1, "axes")
+        axes = told or list(range(len(shape or ())))
+        shape = None if told is None else shape
+    sizes = None if not shape else [shape[axis] for axis in {axis % len(shape) for axis in axes}]
+    known_sizes = [size for size in sizes or () if size is not None]
+    return math.prod(known_sizes) if sizes and len(known_sizes) == len(sizes) else None
+
+
 def _rank(known: Known) -> int | None:
     """The number of axes of what an operator reads."""
     assert known.place is not None
@@ -267,8 +315,7 @@ def _read(made: Known | Sum | None) -> list[Expression]:
 
 
 def _product(known: Known, one: Range, other: Range) -> Range:
-    ends = [times(a, b) for a in one for b in other]
-    low, high = reduced(np.minimum, ends), reduced(np.maximum, ends)
+    low, high = multiplied(one, other)
     maps = [value.map for value in known.inputs if value is not None]
     if len(maps) == 2 and _is_same(*maps):
         low = np.maximum(low, 0)  # A square.

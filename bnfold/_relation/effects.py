@@ -155,7 +155,8 @@ def of_operator(
     if any(effect is Seen.UNSURE for effect in effects):
         return [Seen.UNSURE] * count
     if count and kind == "QuantizeLinear":
-        far = (inputs[0].high <= -_BEYOND) | (inputs[0].low >= _BEYOND) | inputs[0].is_one
+        low, high = inputs[0]
+        far = (high <= -_BEYOND) | (low >= _BEYOND) | (np.round(low) == np.round(high))
         return [_masked(given[0], ~far) if places == [0] else Seen.UNSURE]
     if is_map and (kind in _EVEN or (kind in _PRODUCTS and len(effects) > 1)):
         return [Seen.UNSURE] * count
@@ -365,7 +366,7 @@ def _reduced(known: Known, effect: Effect) -> Effect:
         if given.get("noop_with_empty_axes", 0):
             return effect
         axes = range(rank)
-    reduced = tuple(axis % rank for axis in axes)
+    reduced = tuple({axis % rank for axis in axes})
     full = effect.reshape((1,) * (rank - effect.ndim) + effect.shape)
     if known.kind in _EXTREME and np.any((full != 0).sum(axis=reduced) > 1):
         return Seen.UNSURE

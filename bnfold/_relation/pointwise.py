@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from bnfold._relation.call import Call, Pair, is_off, number
 from bnfold._relation.expressions import ONE, ZERO
+from bnfold._relation.relations import most
 
 
 def homogeneous(call: Call) -> Pair | None:
@@ -101,15 +102,16 @@ def untouched(call: Call) -> Pair:
 def _moves(call: Call, scale: float, shift: float) -> bool:
     """Whether each parameter of the second operator is ``scale`` times the first's, plus a shift.
 
-    Rounding may have moved it as far as the relation, and by its own unit. It is one number for all
-    channels: the channel that is known best says how far.
+    Rounding may have moved it as far as the relation, by no larger a part than of any number, and
+    by its own unit. It is one number for all channels: the channel known best says how far.
     """
-    slip = float(np.min(call.first.slip * call.first.mass)) if shift else 0.0
+    slip = min(call.first.slip, most(0)) * float(np.min(call.first.mass)) if shift else 0.0
+    error = min(float(np.min(call.first.error)), most(0))
     kind = call.side.shapes.type(call.scope, call.node.input[0])
     unit = 2.0**-52 if kind == TensorProto.DOUBLE else 2.0**-23
     for one, other in zip(call.numbers, call.others, strict=True):
         meant = scale * one + shift
-        slack = (float(np.min(call.first.error)) + unit) * (abs(scale * one) + abs(shift)) + slip
+        slack = (error + unit) * (abs(scale * one) + abs(shift)) + slip
         if meant != other and not (np.isfinite(meant) and abs(meant - other) <= slack):
             return False
     return True

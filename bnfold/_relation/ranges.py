@@ -18,6 +18,13 @@ BY_TYPE: Mapping[int, tuple[float, float]] = {
     TensorProto.UINT16: (0.0, 65535.0),
     TensorProto.INT16: (-32768.0, 32767.0),
 }
+_WHOLE = frozenset(
+    (
+        *(TensorProto.INT4, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32),
+        *(TensorProto.INT64, TensorProto.UINT4, TensorProto.UINT8, TensorProto.UINT16),
+        *(TensorProto.UINT32, TensorProto.UINT64),
+    )
+)
 COMPARING = {"Greater": 1, "GreaterOrEqual": 1, "Less": -1, "LessOrEqual": -1}
 
 
@@ -93,6 +100,11 @@ def times(factor: Double, end: Double) -> Double:
         return np.where((factor == 0) | (end == 0), 0.0, factor * end)
 
 
+def multiplied(one: Range, other: Range) -> Range:
+    ends = [times(a, b) for a in one for b in other]
+    return Range(reduced(np.minimum, ends), reduced(np.maximum, ends))
+
+
 def reduced(chosen: Callable[[Double, Double], Double], ends: Sequence[Double]) -> Double:
     total = ends[0]
     for end in ends[1:]:
@@ -115,3 +127,37 @@ def compared(kind: str, one: Range, other: Range) -> Range:
     never = one.high <= other.low if strict else one.high < other.low
     always = one.low > other.high if strict else one.low >= other.high
     return range_of(np.where(always, 1.0, 0.0), np.where(never, 0.0, 1.0))
+
+
+def cast(data: Range, kind: int) -> Range:
+    """Behind a Cast: one to integers cuts off what is behind the point."""
+    if kind == TensorProto.BOOL:
+        return ANY
+    if kind not in _WHOLE:
+        return data
+    least, most = BY_TYPE.get(kind, (-(2.0**31), 2.0**31 - 1))
+    inside = np.all(data.low > least - 1) and np.all(data.high < most + 1)
+    return Range(np.trunc(data.low), np.trunc(data.high)) if inside else ANY
+
+
+def inverse(data: Range) -> Range:
+    """1 divided by numbers of one sign; by others it may be anything."""
+    is_signed = (data.low >= 0) | (data.high <= 0)
+    with np.errstate(divide="ignore"):
+        low, high = 1 / np.where(data.high == 0, -0.0, data.high), 1 / np.abs(data.low)
+        high = np.where(data.low < 0, -high, high)
+    return Range(np.where(is_signed, low, -np.inf), np.where(is_signed, high, np.inf))
+
+
+def added_up(data: Range, count: int | None) -> Range:
+    """The sum of so many numbers; of any number of them where that is None."""
+    if count is not None:
+        return Range(
+            times(np.asarray(float(count)), data.low), times(np.asarray(float(count)), data.high)
+        )
+    return range_of(
+        *(
+            times(np.asarray(np.inf), end)
+            for end in (np.minimum(data.low, 0), np.maximum(data.high, 0))
+        )
+    )

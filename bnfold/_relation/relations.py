@@ -88,12 +88,12 @@ def settled(
     off = min(slip, _MOST) * mass + floor
     still = np.isfinite(shift) & (np.abs(shift) <= off)
     shift = _plain(np.where(still, 0.0, shift), 0.0)
-    shift, mass = _leveled(shift, mass, off)
+    shift, mass = _leveled(shift, _plain(np.where(still & same, 0.0, mass), 0.0), off)
     far = float(np.max(np.where(same, np.abs(scale - 1), 0.0), initial=0.0))
     return Related(
         factor,
         shift,
-        _plain(np.where(still & same, 0.0, mass), 0.0),
+        mass,
         _plain(np.where(same, 0.0, error), 0.0),
         slip,
         far / unit if unit else 0.0,
@@ -101,18 +101,24 @@ def settled(
 
 
 def _leveled(values: Double, known: Double | float, off: Double) -> tuple[Double, Double]:
-    """One number for those of rows that are the same but for rounding, and how well it is known.
+    """One number for those along an axis that are the same but for rounding, and how well each is
+    known.
 
     Each row of a layer tells its own, with the rounding of its own weights: ``off`` is how far that
-    explains a difference. The row that is known best tells the one for all.
+    explains a difference. The one that is known best stands for all.
     """
     if values.size < 2 or not np.isfinite(values).all():
         return values, np.asarray(known)
-    known, off = (np.broadcast_to(each, values.shape) for each in (known, off))
-    at = np.unravel_index(np.argmin(off), values.shape)
-    if not (np.abs(values - values[at]) <= off + off[at]).all():
+    level, held, slack = np.broadcast_arrays(values, known, off)
+    whole = level.size
+    for axis in range(level.ndim):
+        at = np.expand_dims(np.argmin(slack, axis), axis)
+        best, *rest = (np.take_along_axis(each, at, axis) for each in (level, held, slack))
+        if (np.abs(level - best) <= slack + rest[1]).all():
+            level, (held, slack) = best, rest
+    if level.size == whole:
         return values, np.asarray(known)
-    return np.asarray(values[at]), np.asarray(known[at])
+    return (level.reshape(()), held.reshape(())) if level.size == 1 else (level, held)
 
 
 def _has_one_shift(first: Expression, second: Expression) -> bool:

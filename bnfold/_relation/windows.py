@@ -38,6 +38,7 @@ def mean_of_window(call: Call) -> Pair | None:
     """AveragePool: linear; a shift passes where no zeros of the padding count.
 
     Where they do, a window that ``ceil_mode`` lets reach beyond the data may count places there.
+    A window whose places stand apart may read padding alone: a mean of nothing, which no t moves.
     """
     axes, one, rank = _spatial(call), call.first, call.rank()
     if axes is None or rank is None:
@@ -47,6 +48,9 @@ def mean_of_window(call: Call) -> Pair | None:
     given = call.given
     plain = not any(given.get("pads", ())) and given.get("auto_pad", b"NOTSET") != b"SAME"
     plain = plain and not given.get("auto_pad", b"").startswith(b"SAME")
+    spread = any(step != 1 for step in given.get("dilations", ()))
+    if one.shift.any() and spread and not plain:
+        return None
     plain = plain and not given.get("ceil_mode", 0)
     if one.shift.any() and given.get("count_include_pad", 0) and not plain:
         return None
@@ -63,7 +67,7 @@ def _reduced(call: Call) -> tuple[Related, list[int], int] | None:
         if call.given.get("noop_with_empty_axes", 0):
             return None
         axes = list(range(rank))
-    axes = [axis % rank for axis in axes]
+    axes = sorted({axis % rank for axis in axes})  # One that is named twice goes once.
     one = call.first
     if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):
         return None

@@ -9,6 +9,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "numbers that are one but for rounding are so along the first axis alone",
+        "_relation/relations.py",
+        "for axis in range(level.ndim):",
+        "for axis in range(1):",
+        "tests/relation/test_relations.py",
+    ),
+    Mutant(
         "parts of one scale have a scale in each place",
         "_relation/passing.py",
         "is_one = values.size > 1 and bool(np.all(values == values.flat[0]))",
@@ -46,14 +53,14 @@ MUTANTS = (
     Mutant(
         "rows whose shifts are one but for rounding have each its own",
         "_relation/relations.py",
-        "shift, mass = _leveled(shift, mass, off)",
+        "shift, mass = _leveled(shift, _plain(np.where(still & same, 0.0, mass), 0.0), off)",
         "pass",
         "tests/relation/test_proof.py",
     ),
     Mutant(
         "shifts that differ beyond rounding are one number",
         "_relation/relations.py",
-        "shift, mass = _leveled(shift, mass, off)",
+        "shift, mass = _leveled(shift, _plain(np.where(still & same, 0.0, mass), 0.0), off)",
         "shift, mass = _leveled(shift, mass, off + 1e-3)",
         "tests/relation/test_proof.py",
     ),
@@ -382,5 +389,47 @@ MUTANTS = (
         "np.where(still & same, 0.0, mass)",
         "np.where(still, 0.0, mass)",
         "tests/relation/test_relations.py",
+    ),
+    Mutant(
+        "an axis that is named twice counts twice",
+        "_relation/windows.py",
+        "axes = sorted({axis % rank for axis in axes})",
+        "axes = sorted(axis % rank for axis in axes)",
+        "tests/relation/test_attacks.py",
+    ),
+    Mutant(
+        "no window of a mean reads padding alone",
+        "_relation/windows.py",
+        "if one.shift.any() and spread and not plain:",
+        "if False:",
+        "tests/relation/test_attacks.py",
+    ),
+    Mutant(
+        "the bounds of a Clip may be off by any part of themselves",
+        "_relation/pointwise.py",
+        "error = min(float(np.min(call.first.error)), most(0))",
+        "error = float(np.min(call.first.error))",
+        "tests/relation/test_attacks.py",
+    ),
+    Mutant(
+        "nothing is known of what has bounds by its sign alone",
+        "_relation/bounds.py",
+        "if kind in _BY_SIGN and number == 0:",
+        "if False:",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
+        "a Cast to integers leaves what is behind the point",
+        "_relation/ranges.py",
+        "Range(np.trunc(data.low), np.trunc(data.high)) if inside else ANY",
+        "data",
+        "tests/relation/test_showing.py",
+    ),
+    Mutant(
+        "a quantizer tells all numbers apart",
+        "_relation/effects.py",
+        "(np.round(low) == np.round(high))",
+        "inputs[0].is_one",
+        "tests/relation/test_showing.py",
     ),
 )

@@ -6,6 +6,8 @@ itself.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -368,6 +370,50 @@ def weights_behind_numbers_that_cancel():
         return model(*nodes, x=(2, 2))
 
     return made(1), made(1.25), {"x": np.ones((2, 2), np.float32)}
+
+
+@pair
+def a_sum_over_an_axis_that_is_named_twice():
+    """It adds up 4 numbers, not 16."""
+    weights = {"k": ints(2, -2)}
+    total, add = op("ReduceSum", "x k", "a"), const("Add", "a", "y", floats(16))
+    one = model(total, add, x=(2, 3, 4, 4), weights=weights)
+    add, total = const("Add", "x", "a", floats(1)), op("ReduceSum", "a k", "y")
+    other = model(add, total, x=(2, 3, 4, 4), weights=weights)
+    return one, other, {"x": rand(2, 3, 4, 4)}
+
+
+@pair
+def windows_with_gaps_that_read_padding_alone():
+    """A window at -1 and 2 of an axis of two numbers puts out 0, whatever these are."""
+    given = {"kernel_shape": [2, 2], "pads": [1] * 4, "dilations": [3, 3]}
+    shape = (1, 3, 2, 2)
+    pool, add = op("AveragePool", "x", "a", **given), const("Add", "a", "y", floats(1))
+    one = model(pool, add, x=shape, opset=19)
+    add, pool = const("Add", "x", "a", floats(1)), op("AveragePool", "a", "y", **given)
+    return one, model(add, pool, x=shape, opset=19), {"x": rand(*shape)}
+
+
+@pair
+def other_bounds_behind_many_layers_in_half_precision():
+    """Each of them may be off by rounding, and so by a part of a hundredth in the end at most."""
+
+    def made(factor, high):
+        eye = np.eye(4, dtype=np.float16)
+        stored = {"k": factor * eye, "e": eye, "l": eye / factor}
+        stored |= {"low": np.float16(0), "high": np.float16(high)}
+        names = ["x", *(f"r{k}" for k in range(60))]
+        nodes = []
+        for number, (before, after) in enumerate(itertools.pairwise(names)):
+            weight = "e" if number else "k"
+            nodes.append(op("MatMul", f"{before} {weight}", f"m{number}"))
+            nodes.append(op("Relu", f"m{number}", after))
+        nodes.append(op("Clip", f"{names[-1]} low high", "c"))
+        nodes.append(op("MatMul", "c l", "y"))
+        return model(*nodes, x=(2, 4), weights=stored, elem=TensorProto.FLOAT16)
+
+    factor = np.float16(2)
+    return made(np.float16(1), 6), made(factor, 12.6), {"x": np.full((2, 4), 20, np.float16)}
 
 
 @pytest.mark.parametrize("name", PAIRS)

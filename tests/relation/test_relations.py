@@ -34,6 +34,27 @@ def test_a_shift_that_is_left_out_beside_a_scale_may_be_one_yet():
     assert np.broadcast_to(found.mass, 2)[0] == 0 < np.broadcast_to(found.mass, 2)[1]
 
 
+def test_numbers_that_differ_by_rounding_along_an_axis_do_not_vary_there():
+    """A shift of each place and channel, of which places tell the same: rows and columns alike.
+
+    A scale that is not 1 gives the shift room to be off: 4 units of a mass of about 2.
+    """
+    columns = np.array([[1.0, 2.0, 3.0]]) * np.ones((3, 1))
+    off = UNIT * np.array([[0.0], [1.0], [-1.0]])
+    zero, scale = constant(np.zeros((3, 3))), np.full((3, 3), 2.0)
+    found = settled(zero, constant(columns + off), scale, 4 * UNIT, UNIT)
+    assert found.shift.shape == found.mass.shape == (1, 3)
+    np.testing.assert_allclose(found.shift, columns[:1], rtol=0, atol=4 * UNIT)
+    found = settled(zero, constant((columns + off).T), scale, 4 * UNIT, UNIT)
+    assert found.shift.shape == (3, 1)
+    found = settled(zero, constant(2 + off), scale, 4 * UNIT, UNIT)
+    assert found.shift.shape == ()
+    found = settled(zero, constant(columns + 100 * off), scale, 4 * UNIT, UNIT)
+    assert found.shift.shape == (3, 3)
+    one = Expression((), 1 + off[:, 0], np.ones((3, 3)), 0.0, UNIT)  # A mass may have more axes.
+    assert settled(constant(np.zeros(3)), one, np.asarray(2.0), 4 * UNIT, UNIT).shift.size == 1
+
+
 def test_what_something_may_make_up_for_does_not_refute():
     for is_sure in (True, False):
         problem = Problem(

@@ -295,6 +295,71 @@ def test_what_an_input_shows_is_refuted(name):
     assert (found.status, found.at) == ("refuted", "one"), found
 
 
+SIGNED = {
+    "ThresholdedRelu": [op("ThresholdedRelu", "t", "w", alpha=0.1)],
+    "Pow": [const("Pow", "t", "w", np.float32(4))],
+    "Reciprocal": [op("Exp", "t", "e"), op("Reciprocal", "e", "w")],
+    "Div": [op("Exp", "t", "e"), op("Sigmoid", "t", "s"), op("Div", "e s", "w")],
+    "LRN": [op("Exp", "t", "e"), op("LRN", "e", "w", size=3)],
+    "ReduceLogSumExp": [op("Exp", "t", "e"), op("ReduceLogSumExp", "e", "w", axes=[2])],
+    "ReduceSum": [op("Exp", "t", "e"), op("ReduceSum", "e k", "w")],
+    "ReduceSum of few": [
+        op("Sigmoid", "t", "e"),
+        op("ReduceSum", "e k", "s"),
+        const("Sub", "s", "w", np.float32(6.5), left=True),
+    ],
+    "MatMul": [op("Sigmoid", "t", "s"), op("MatMul", "s s", "w")],
+    "Cast": [
+        op("Sigmoid", "t", "s"),
+        const("Mul", "s", "h", np.float32(0.9)),
+        op("Cast", "h", "i", to=6),
+        op("Cast", "i", "w", to=1),
+    ],
+}
+"""Numbers that cannot be below 0, by what makes them of the convolution's."""
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_what_is_cut_off_for_its_sign_is_not_refuted(name):
+    """A Relu of the same numbers times -1 puts out 0. Without it the difference shows."""
+    stored = {"k": I([2])}
+    tail = [op("Neg", "w", "n"), op("Relu", "n", "y")]
+    made = net(*SIGNED[name], *tail, weights=stored)
+    assert proof(made, changed(made, "one.w", first)).status != "refuted"
+    if name != "Cast":
+        made = net(*SIGNED[name], weights=stored, y="w")
+        assert proof(made, changed(made, "one.w", first)).status == "refuted"
+
+
+def test_what_is_cut_to_a_whole_number_does_not_choose():
+    """``int(0.25 + sigmoid(x) / 2)`` is 0, and 0 is not above 0.1."""
+    ahead = (
+        op("Sigmoid", "x", "s"),
+        const("Mul", "s", "h", np.float32(0.5)),
+        const("Add", "h", "f", np.float32(0.25)),
+        op("Cast", "f", "i", to=6),
+        op("Cast", "i", "g", to=1),
+        const("Greater", "g", "c", np.float32(0.1)),
+    )
+    chosen = op("ReduceMean", "x", "m", axes=[1]), op("Where", "c1 t m", "y")
+    ahead += (op("Slice", "c a b a", "c1"),)
+    made = net(*ahead, *chosen, weights={"a": I([1]), "b": I([2])})
+    other = changed(made, "one.w", first)
+    assert not differ(made, other, feeds(made))
+    assert proof(made, other).status != "refuted"
+
+
+def test_a_quantizer_that_rounds_all_to_one_number_hides_what_differs():
+    tail = (
+        op("Sigmoid", "t", "s"),
+        op("QuantizeLinear", "s q z", "i"),
+        op("DequantizeLinear", "i q z", "y"),
+    )
+    for scale, status in ((10, "not proved"), (0.1, "refuted")):
+        made = net(*tail, weights={"q": np.float32(scale), "z": np.uint8(3)})
+        assert proof(made, changed(made, "one.w", first)).status == status
+
+
 UNIT = {"k": np.ones(4, np.float32), "l": np.zeros(4, np.float32)}
 
 
