@@ -209,6 +209,12 @@ class Bench(Protocol):
     def in_float64(self, inputs: InputSet) -> tuple[list[Any], list[Any]]:
         """The outputs of the original and of the folded model in float64, empty if not known."""
 
+    def original_again(self, inputs: InputSet) -> Sequence[Any] | None:
+        """The outputs of the original in its own types, by what runs it `in_float64`.
+
+        Empty if they are not known; None where that is what ran it before.
+        """
+
     def moved_by_sums(self, inputs: InputSet) -> Sequence[Any]:
         """How far each output of the folded model in float64 moves if sums are off (`long_sums`).
 

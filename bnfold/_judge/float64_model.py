@@ -2,8 +2,8 @@
 
 Where sums of large numbers cancel, the original may be further from the truth than the folded
 model. The onnx package's evaluator runs the original in float64. The folded model runs in
-onnxruntime and is compared with that. A bug of the evaluator cannot make a wrong model look right,
-because onnxruntime would need the very same bug.
+onnxruntime and is compared with that. A bug of the evaluator could make a folded model look right
+that is wrong in the same way: see `second_look`, which asks whether rounding explains what it says.
 """
 
 from __future__ import annotations

@@ -169,6 +169,16 @@ class OnnxBench:
         wanted, made = found
         return wanted, made
 
+    def original_again(self, inputs: InputSet) -> Sequence[Any]:
+        """See `Bench.original_again`."""
+        from bnfold._run.reference import Reference
+
+        source, bounds = self.pair.original, self._terms.bounds
+        try:
+            return Reference(source.content(), source.folder, bounds=bounds).run(inputs.feeds)
+        except EngineError:
+            return ()
+
     def moved_by_sums(self, inputs: InputSet) -> Sequence[Any]:
         """See `Bench.moved_by_sums`."""
         from bnfold._judge.long_sums import movements

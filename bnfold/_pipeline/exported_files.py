@@ -210,7 +210,8 @@ def _decided(both: _Both) -> EndToEnd:
 
     def with_plain(found: EndToEnd) -> EndToEnd:
         checks = (*map(labelled_in_float64, found.checks), *plain.checks)
-        return replace(found, checks=checks, notes=(*plain.notes, *found.notes))
+        notes = dict.fromkeys((*plain.notes, *found.notes))
+        return replace(found, checks=checks, notes=tuple(notes))
 
     same = both.judged(double=True, still=True)
     if same.status == "pass":

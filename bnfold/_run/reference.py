@@ -4,13 +4,16 @@ Operators of opset 1 to 6 are run here as the specification has them. There the 
 axes are those of the first from ``axis`` on (ONNX Add-1, Add-6), and a PRelu has a slope for each
 channel (ONNX PRelu-1, PRelu-6). The evaluator lines axes up from the last one, as later opsets do.
 Where sizes agree by accident, it multiplies along the wrong axis. Below opset 14 it mixes batch
-statistics into a BatchNormalization of inference, which is run here by its definition, too.
+statistics into a BatchNormalization of inference, which is run here by its definition, too. And
+below opset 13 a Softmax takes its data for a matrix; the evaluator's is the later one.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +39,7 @@ _FIRST_WITHOUT_A_MODE = 7
 """The first opset whose BatchNormalization has no ``is_test``."""
 _FIRST_WITH_NUMPY_RULES = 7
 """The first opset whose elementwise operators broadcast as NumPy does."""
+_FIRST_SOFTMAX_OF_AN_AXIS = 13
 _BINARY = ("Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor")
 
 
@@ -118,6 +122,8 @@ def _replaced(opset: int) -> list[type[OpRun]]:
     kinds = []
     if opset < _FIRST_RIGHT_BATCH_NORMALIZATION:
         kinds.append(_normalizing(opset))
+    if opset < _FIRST_SOFTMAX_OF_AN_AXIS:
+        kinds += [_of_rows(kind, opset) for kind in ("Hardmax", "LogSoftmax", "Softmax")]
     if opset < _FIRST_WITH_NUMPY_RULES:
         kinds += [_aligned(kind, opset) for kind in (*_BINARY, "PRelu")]
     return kinds
@@ -138,6 +144,27 @@ def _normalizing(opset: int) -> type[OpRun]:
         return ((scale * (x - mean) / np.sqrt(var + self.epsilon) + bias).astype(x.dtype),)
 
     return type("BatchNormalization", (base,), {"op_domain": "", "run": run})
+
+
+def _of_rows(kind: str, opset: int) -> type[OpRun]:
+    """An operator that sees a matrix: the sizes ahead of ``axis``, which is 1 by default, make its
+    rows, the others its columns (ONNX Softmax-1 and -11, and so LogSoftmax and Hardmax).
+    """
+    from onnx.reference.ops import load_op  # imported late, as the evaluator is
+
+    base: Any = load_op("", kind, opset)
+
+    def run(self: Any, x: Array, **given: Any) -> Any:
+        held = {attribute.name for attribute in self.onnx_node.attribute}
+        axis = given.get("axis", self.axis if "axis" in held else 1)
+        axis += x.ndim if axis < 0 else 0
+        rows = x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+        alike = copy(self)
+        alike.axis = 1
+        (found,) = base._run(alike, rows)
+        return (found.reshape(x.shape),)
+
+    return type(kind, (base,), {"op_domain": "", "run": run})
 
 
 def _aligned(kind: str, opset: int) -> type[OpRun]:

@@ -336,6 +336,20 @@ MUTANTS = (
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
+        "what a bug of the evaluator says is true",
+        "_judge/second_look.py",
+        "        if ratio(sides[0]) > ARITHMETIC and not _is_rounding(bench, trial, at[1], truth):",
+        "        if False:",
+        "tests/verify/test_doubt.py",
+    ),
+    Mutant(
+        "a Softmax below opset 13 is one of an axis",
+        "_run/reference.py",
+        "    if opset < _FIRST_SOFTMAX_OF_AN_AXIS:",
+        "    if False:",
+        "tests/verify/test_legacy.py",
+    ),
+    Mutant(
         "runtimes compute every function alike",
         "_judge/second_look.py",
         "not (bench.apart and about[1] <= _function_noise(left))",

@@ -719,3 +719,11 @@ def test_what_is_to_be_said(export):
         status(module, path, dims={"n": 2})
     assert status(module, path, rtol=1e-4) == "pass"
     assert bnfold.verify(module, path, (X,), power=True).power[0].noticed
+
+
+def test_what_a_look_in_float64_repeats_is_told_once(export):
+    module = ready(nn.Conv2d(3, 4, 3), torch.float16)
+    x = X.half()
+    result = bnfold.verify(module, export(module, (x,)), (x,))
+    assert result.status == "pass" and "half precision" in result.notes[0]
+    assert len(set(result.notes)) == len(result.notes)

@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
 from bnfold._judge.ties import Choice, choices, tied
+from bnfold._run import reference
 
 from ..graphs import const, conv, model, op, rand
 from .conftest import Compare
@@ -192,3 +193,21 @@ def test_arithmetic_that_rounds_more_often_is_no_wrong_fold(gain: float) -> None
 def test_weights_that_are_off_are_a_wrong_fold(gain: float, wrong: float) -> None:
     """By a few units in the last place of the skip, all in one direction, or by more."""
     assert bnfold.verify(*residual(gain, wrong=wrong)).status == "fail"
+
+
+def of_opset(opset: int) -> ModelProto:
+    """A Softmax, which sees a matrix below opset 13."""
+    nodes = conv("conv", "x", "c", (4, 3, 1, 1), bias=False), op("Softmax", "c", "y")
+    weights = {"conv.w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3, 1, 1)}
+    made = model(*nodes, x=(1, 3, 4, 4), opset=opset)
+    made.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights["conv.w"], "conv.w"))
+    return made
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_an_evaluator_with_a_bug_excuses_nothing(knows, monkeypatch) -> None:
+    """It takes the original for what the second model is. Its own float32 does not round so far."""
+    if not knows:
+        monkeypatch.setattr(reference, "_replaced", lambda opset: [])
+    for old in (11, 12):
+        assert bnfold.verify(of_opset(old), of_opset(13), prove=False).status == "fail"

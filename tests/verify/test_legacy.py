@@ -14,7 +14,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 import bnfold
 from bnfold._run.reference import Reference
-from bnfold._run.session import EngineError
+from bnfold._run.session import EngineError, OnnxRuntime
 
 from ..graphs import conv, model, op, positive, rand
 from .folds import folded as folded_of
@@ -114,3 +114,16 @@ def test_a_right_fold_passes_and_a_wrong_one_fails(channels: int, width: int, ki
 def test_the_certificate_counts_a_negative_axis_from_behind(kind: str) -> None:
     (found,) = folded_of(scaled(4, 4, kind, axis=-3)).certificates()
     assert found.holds, found
+
+
+@pytest.mark.parametrize("opset", [7, 11, 12, 13])
+@pytest.mark.parametrize("kind", ["Hardmax", "LogSoftmax", "Softmax"])
+def test_the_reference_runs_a_softmax_of_its_opset(kind: str, opset: int) -> None:
+    """Below opset 13 it sees a matrix; an axis that is not given is 1 there, and the last later."""
+    for axis in (None, 0, 1, 2, *(() if opset < 11 else (-1, -2))):
+        given = {} if axis is None else {"axis": axis}
+        made = model(op(kind, "x", "y", **given), x=(2, 3, 4), opset=opset)
+        session = OnnxRuntime(made.SerializeToString())
+        feeds = {"x": rand(2, 3, 4)}
+        (wanted,), (found,) = session.run(feeds), Reference(made.SerializeToString()).run(feeds)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
