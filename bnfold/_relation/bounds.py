@@ -53,7 +53,8 @@ _NARROWER = 1e-6
 """Sums are narrower by so much of the sizes of what is added up."""
 _MANY = 1 << 22
 """So many weights are read at a time; of larger constants the bounds are one pair."""
-MOVING = frozenset("Concat Flatten Gather Reshape Slice Split Squeeze Transpose Unsqueeze".split())
+_MOVING = "Concat Flatten Gather Reshape Slice Split Squeeze Transpose Unsqueeze"
+MOVING = frozenset(_MOVING.split())
 """Operators that move numbers, and change none; see `rearranging`."""
 COPYING = frozenset(("DepthToSpace", "Expand", "SpaceToDepth", "Tile"))
 """Operators that leave out no number and change none, and move them in ways of their own."""
