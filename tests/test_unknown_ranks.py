@@ -98,3 +98,16 @@ def test_the_shape_of_a_weight_that_is_an_input_tells_the_rank(kind, further):
     found = done(m)
     assert found.applied and len(found.folded.graph.node[0].input) == 3
     assert all(one.holds for one in certify(m, found.folded, found.applied))
+
+
+def test_a_transpose_of_fewer_axes_than_there_are():
+    """Nothing runs that; a map comes to it through a Reshape to another rank."""
+    m = model(
+        bn("bn", "x", "a", 6),
+        (op("Reshape", "a five", "b"), {"five": np.array([0, 3, 2, 2, 3])}),
+        op("Transpose", "b", "c", perm=[0, 2, 3, 4]),
+        (op("Reshape", "c four", "d"), {"four": np.array([0, 6, 2, 3])}),
+        conv("conv", "d", "y", (3, 6, 1, 1)),
+        x=(6, 6, 2, 3),
+    )
+    assert {kept.node for kept in bnfold.plan(m).kept} == {"bn"}

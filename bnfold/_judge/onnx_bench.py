@@ -161,7 +161,20 @@ class OnnxBench:
             agree("output", original.outputs, folded.outputs)
             return tuple(Trial(s.inputs, s.outputs, folded.run(s.inputs.feeds)) for s in seen)
         except EngineError as error:
+            if not self._runs_as_it_is(seen):
+                raise EarlyVerdict(
+                    "inconclusive", f"neither model runs as it is: {error}"
+                ) from error
             raise EarlyVerdict("fail", f"the folded model does not run: {error}") from error
+
+    def _runs_as_it_is(self, seen: Sequence[OriginalRun]) -> bool:
+        """Whether the original's file runs, with operators that no output needs, too."""
+        source = self.pair.original
+        try:
+            whole = self.engine(source.content(), source.folder, bounds=self._terms.bounds)
+            return all(bool(whole.run(each.inputs.feeds)) for each in seen[:1])
+        except EngineError:
+            return False
 
     def in_float64(self, inputs: InputSet) -> tuple[list[Any], list[Any]]:
         """See `Bench.in_float64`."""

@@ -148,8 +148,8 @@ def of_maps(first: Expression, second: Expression) -> Related | None:
         return None
     if first.is_base and second.is_base:
         return _IDENTITY
-    dead = one.scale == 0
-    if np.any(dead & (other.scale != 0)):
+    dead = np.abs(one.scale) <= least(unit)  # Smaller ones are 0 in some engines.
+    if np.any(dead & (np.abs(other.scale) > least(unit))):
         return None
     scale = np.where(dead, 1.0, other.scale / np.where(dead, 1.0, one.scale))
     error = one.error + other.error

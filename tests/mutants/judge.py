@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a fold of what does not run itself is wrong where it does not run",
+        "_judge/onnx_bench.py",
+        "if not self._runs_as_it_is(seen):",
+        "if False:",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
         "booleans that are the same pass a program",
         "_pipeline/proved_in_pytorch.py",
         'if result.status == "pass" and result.checks and coarse:',

@@ -9,6 +9,20 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a scale that no type holds is one",
+        "_relation/relations.py",
+        "dead = np.abs(one.scale) <= least(unit)",
+        "dead = one.scale == 0",
+        "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "a Slice of nothing has numbers",
+        "_relation/rearranging.py",
+        "if size is not None and not range(size)[part]:",
+        "if False:",
+        "tests/relation/test_laws.py",
+    ),
+    Mutant(
         "numbers that are one but for rounding are so along the first axis alone",
         "_relation/relations.py",
         "for axis in range(level.ndim):",

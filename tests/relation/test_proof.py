@@ -518,3 +518,17 @@ def test_a_norm_whose_shape_inference_does_not_know_has_the_rank_of_its_data():
     for name in ("g", "b"):
         wrong = changed(folded, name, lambda v: v * np.float32([1, 1, 1.0001, 1]))
         assert proof(made, wrong).status != "proved"
+
+
+def test_a_scale_that_some_engines_take_for_0_is_0():
+    """Two norms become one, whose scale in a channel no type holds."""
+    gamma = np.float32([1e-45, -0.8, 0.5])
+    norms = [bn("one", "x", "a", 3), bn("two", "a", "y", 3)]
+    made = model(*norms, x=(2, 3, 4, 4))
+    for name in ("one.scale", "two.scale"):
+        made = changed(made, name, lambda _: gamma)
+    folded = bnfold.fold(made)
+    assert len(folded.graph.node) == 1
+    assert proof(made, folded).status == proof(folded, made).status == "proved"
+    wrong = changed(folded, "one.scale", lambda g: g + np.float32([1e-6, 0, 0]))
+    assert proof(made, wrong).status != "proved"

@@ -21,10 +21,12 @@ from bnfold._onnx.read.scopes import label
 
 
 def _transpose(context: Context, node: NodeProto) -> Law:
-    order = attributes.integers(node, "perm")
+    """The order of the axes; not known where there are others than those of the data."""
+    order, shape = attributes.integers(node, "perm"), context.shape(node.input[0])
     if order is None:
-        shape = context.shape(node.input[0])
         order = list(range(len(shape)))[::-1] if shape is not None else None
+    elif shape is not None and sorted(order) != list(range(len(shape))):
+        order = None
     return Rearranged(None if order is None else (Permuted(tuple(order)),))
 
 
