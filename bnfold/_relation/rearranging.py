@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bnfold._relation.call import Call, Pair, full_rank, is_off
-from bnfold._relation.expressions import ONE, ZERO, Double
+from bnfold._relation.expressions import Double
 from bnfold._relation.relations import Related
 
 
@@ -153,7 +153,7 @@ def _part(values: Double, rank: int, axis: int, part: Any) -> Double:
 
 
 def sliced(call: Call) -> Pair | None:
-    """Slice: numbers that vary along a cut axis are cut alike. Of no numbers any map is right."""
+    """Slice: numbers that vary along a cut axis are cut alike."""
     rank, one = call.rank(), call.first
     found = [call.integers(k, name) for k, name in ((1, "starts"), (2, "ends"), (3, "axes"))]
     steps = call.integers(4, "steps")
@@ -163,15 +163,12 @@ def sliced(call: Call) -> Pair | None:
     axes = axes or list(range(len(starts)))
     steps = steps or [1] * len(starts)
     scale, shift = one.scale, one.shift
-    shape = call.side.shapes.shape(call.scope, call.node.input[0]) or (None,) * rank
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step < 0:
             if not (is_off(scale, rank, [axis % rank]) and is_off(shift, rank, [axis % rank])):
                 return None
             continue
-        part, size = slice(start, end, step), shape[axis % rank]
-        if size is not None and not range(size)[part]:
-            return ONE, ZERO
+        part = slice(start, end, step)
         scale, shift = (_part(each, rank, axis % rank, part) for each in (scale, shift))
     return scale, shift
 

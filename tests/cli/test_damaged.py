@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import bnfold as library
 from bnfold._command import guard
 
+from .. import graphs
 from . import examples
 from .command import bnfold, process, refused, tree
 
@@ -473,3 +474,19 @@ def test_no_odd_operator_ends_the_process():
     done = subprocess.run([sys.executable, "-c", ODD], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 22
+
+
+def test_operators_that_no_output_needs_and_nothing_runs_are_no_wrong_fold(tmp_path):
+    """The original is compared without them, and its file does not run either."""
+    made = graphs.model(
+        graphs.conv("conv", "x", "c", (4, 3, 3, 3)),
+        graphs.op("Transpose", "raw", "k", perm=[2, 0, 1]),
+        graphs.op("Mul", "c k", "d"),
+        x=(2, 8, 8, 3),
+        y="x",
+        weights={"raw": graphs.rand(1, 1, 4)},
+    )
+    onnx.save(made, tmp_path / "m.onnx")
+    run = process("m.onnx", "-o", "o.onnx", cwd=tmp_path)
+    assert run.code != 1 and "verification: fail" not in run.out
+    assert "neither model runs" in run.out

@@ -10,7 +10,7 @@ MUTANTS = (
         "_judge/onnx_bench.py",
         "if not self._runs_as_it_is(seen):",
         "if False:",
-        "tests/verify/test_by_proof.py",
+        "tests/cli/test_damaged.py",
     ),
     Mutant(
         "booleans that are the same pass a program",

@@ -103,8 +103,6 @@ CASES = [
     ("Slice", {"s": INT([1]), "e": INT([3]), "a": INT([1])}, {}, moved(*C), True),
     ("Slice", {"s": INT([-1]), "e": INT([-9]), "a": INT([1]), "k": INT([-1])}, {}, BY_C, False),
     ("Slice", {"s": INT([0]), "e": INT([9]), "a": INT([1]), "k": INT([2])}, {}, BY_C, True),
-    ("Slice", {"s": INT([1]), "e": INT([-9]), "a": INT([2])}, {}, moved(4, 1), True),
-    ("Slice", {"s": INT([1]), "e": INT([-2]), "a": INT([2])}, {}, moved(4, 1), True),
     ("Gather", {"at": INT([3, 0, -2])}, {"axis": 1}, moved(*C), True),
     ("Gather", {"at": INT(2)}, {"axis": 1}, moved(*C), True),
     ("Gather", {"at": INT([[1, 0]])}, {"axis": 1}, moved(*C), False),

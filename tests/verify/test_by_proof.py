@@ -574,15 +574,3 @@ def test_weights_that_are_stored_in_half_precision_refute_nothing_in_single() ->
     other = widened(kernel.astype(np.float32) * factor[..., None], op("Identity", "c", "y"))
     assert bnfold.prove(made, other).status != "refuted"
     assert bnfold.verify(made, other).status == "pass"
-
-
-def test_operators_that_no_output_needs_and_nothing_runs_are_no_wrong_fold() -> None:
-    """The original is compared without them, and its file does not run either."""
-    layer = conv("conv", "x", "c", (4, 3, 3, 3))
-    made, other = (
-        model(layer, *behind, x=(2, 8, 8, 3), y="x")
-        for behind in ([const("Mul", "c", "d", np.float32(2))], [])
-    )
-    result = bnfold.verify(made, other)
-    assert result.status != "fail"
-    assert any("neither model runs" in note for note in result.notes)
