@@ -221,10 +221,13 @@ def test_in_place_and_an_output(model, tmp_path):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("option, name", [("-o", "one.bin"), ("--report", "two.bin")])
-def test_the_model_s_own_weights_are_not_overwritten(option, name, external, tmp_path):
+@pytest.mark.parametrize(
+    "option, name, words",
+    [("-o", "one.bin", "the model's own weights"), ("--report", "two.bin", "the weights of")],
+)
+def test_the_model_s_own_weights_are_not_overwritten(option, name, words, external, tmp_path):
     before = tree(tmp_path)
-    refused(bnfold(external, option, tmp_path / name), f"{name} holds the model's own weights")
+    refused(bnfold(external, option, tmp_path / name), f"{name} holds {words}")
     assert tree(tmp_path) == before
 
 
